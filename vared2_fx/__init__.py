@@ -1,0 +1,26 @@
+"""VA-RED² for any PyTorch video network: compute only the frames and channels that a clip needs."""
+
+from vared2_fx import zoo
+from vared2_fx.checkpoint import load, save
+from vared2_fx.config import ConvertConfig
+from vared2_fx.convert import convert, scan
+from vared2_fx.layers import Choice, Decision
+from vared2_fx.passes.rewrite import with_decisions
+from vared2_fx.policy.fix import full, policy, specialize
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Choice",
+    "ConvertConfig",
+    "Decision",
+    "convert",
+    "full",
+    "load",
+    "policy",
+    "save",
+    "scan",
+    "specialize",
+    "with_decisions",
+    "zoo",
+]

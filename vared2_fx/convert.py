@@ -1,0 +1,137 @@
+"""The two calls that a user begins with: `scan` looks, `convert` changes a copy."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from vared2_fx import zoo
+from vared2_fx.config import ConvertConfig
+from vared2_fx.errors import ConvertError, ZooError
+from vared2_fx.passes.check import check
+from vared2_fx.passes.pipeline import pipeline, run_passes
+from vared2_fx.passes.plan import Plan, make_plan
+from vared2_fx.passes.shapes import Inputs, as_args, guess_shapes, measure_shapes
+from vared2_fx.passes.trace import copy_model, trace
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conversion:
+    """How a converted network was made; `conversion(dynamic)` finds it again."""
+
+    config: ConvertConfig
+    plan: Plan
+    source: dict[str, object] | None
+    """Name and number of classes of the zoo's network, None for the user's own."""
+
+
+def scan(model: nn.Module, example_inputs: Inputs | None = None, config: ConvertConfig | None = None) -> Plan:
+    """Say what `convert` would do, layer by layer; computes and changes nothing.
+
+    Args:
+        model: the network.
+        example_inputs: a clip batch (N, C, T, H, W), or a sequence of positional arguments. Without, the zoo's
+            clip size for a network of the zoo, else the first usual clip size that the network runs on.
+        config: what may be converted; the default `ConvertConfig()`.
+
+    Returns:
+        The plan; `print` it.
+
+    Raises:
+        ConvertError: the network cannot be traced, does not run on the example inputs, or the config names
+            layers that are not there.
+    """
+    return _look(copy_model(_unconverted(model)), example_inputs, config or ConvertConfig())[1]
+
+
+def convert(
+    model: nn.Module, example_inputs: Inputs | None = None, config: ConvertConfig | None = None
+) -> fx.GraphModule:
+    """Make a network that decides, for each clip, which frames and channels to compute.
+
+    Until it is trained it computes what `model` computes. With example inputs that is checked on them.
+
+    Args:
+        model: the network; not changed, in no way, also when this raises.
+        example_inputs: as for `scan`; they only add the facts that need shapes (which layers have too few frames
+            or too few multiply-adds to be worth it) and the check.
+        config: what may be converted; the default `ConvertConfig()`.
+
+    Returns:
+        A GraphModule with the inputs and outputs of `model`, on its device, in its mode.
+
+    Raises:
+        ConvertError: as for `scan`; or nothing can be converted; or the result would differ from the original.
+    """
+    config = config or ConvertConfig()
+    own = copy_model(_unconverted(model))
+    gm, plan = _look(own, example_inputs, config)
+    if not plan.converted:
+        reasons = sorted({f"{entry.reason} ({entry.detail})" for entry in plan.skipped})
+        raise ConvertError(
+            f"convert: nothing to convert in {plan.network}: {len(plan.entries)} 3D convolutions, "
+            f"{'; '.join(reasons) or 'none at all'}. `scan(model)` lists them."
+        )
+    dynamic = apply_plan(gm, plan, config, getattr(own, "vared2_source", None))
+    if example_inputs is not None:
+        log.info("check: largest difference %.1e of the largest output", check(own, dynamic, example_inputs))
+    return dynamic
+
+
+def conversion(dynamic: nn.Module) -> Conversion:
+    """How `dynamic` was made.
+
+    Raises:
+        ConvertError: it was not made by `convert` or `load`.
+    """
+    found = getattr(dynamic, "meta", {}).get("vared2_fx")
+    if not isinstance(found, Conversion):
+        raise ConvertError(f"{type(dynamic).__name__} is not a converted network; call convert(model) first.")
+    return found
+
+
+def apply_plan(
+    gm: fx.GraphModule, plan: Plan, config: ConvertConfig, source: dict[str, object] | None
+) -> fx.GraphModule:
+    """Carry out `plan` on a traced network; `gm` itself is not changed."""
+    dynamic = run_passes(gm, pipeline(config, plan))
+    for node in dynamic.graph.nodes:
+        node.meta.clear()  # shapes of the example; they need not hold for what comes
+    dynamic.meta["vared2_fx"] = Conversion(config=config, plan=plan, source=source)
+    return dynamic
+
+
+def _unconverted(model: nn.Module) -> nn.Module:
+    if "vared2_fx" in getattr(model, "meta", {}):
+        raise ConvertError("convert: this network is converted already; convert the original with another config.")
+    return model
+
+
+def _look(own: nn.Module, example_inputs: Inputs | None, config: ConvertConfig) -> tuple[fx.GraphModule, Plan]:
+    gm = trace(own)
+    if example_inputs is None:
+        shape, is_guess = _known_shape(gm, own)
+    else:
+        measure_shapes(gm, example_inputs)
+        shape, is_guess = _shape_of(example_inputs), False
+    return gm, make_plan(gm, config=config, input_shape=shape, input_is_guess=is_guess)
+
+
+def _known_shape(gm: fx.GraphModule, own: nn.Module) -> tuple[tuple[int, ...] | None, bool]:
+    source = getattr(own, "vared2_source", None)
+    if source is not None:
+        try:
+            clip = zoo.spec(source["name"]).example_inputs()
+            measure_shapes(gm, clip.to(next(own.parameters()).dtype))
+            return tuple(clip.shape), False
+        except (ZooError, ConvertError):
+            log.info("%s does not run on the zoo's clip size", source["name"])
+    return guess_shapes(gm), True
+
+
+def _shape_of(example_inputs: Inputs) -> tuple[int, ...]:
+    first = next((x for x in as_args(example_inputs) if isinstance(x, Tensor)), torch.empty(1))
+    return tuple(first.shape)

@@ -1,0 +1,167 @@
+"""The policy: a gate that looks at a region's input and weighs the choices.
+
+N clips, C channels, T frames, H height, W width; J frame strides, I channel shares.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vared2_fx.config import GateKind
+from vared2_fx.layers.geometry import ChoiceGrid, Size
+
+_POOL_CELLS = 8
+_OPEN = 2.0
+"""Starting bias between the full choice and the others, on either side of zero for soft modulation."""
+
+_fixed: ContextVar[Mapping["Gate", tuple[int, int]]] = ContextVar("vared2_fx_fixed", default={})
+
+
+@contextmanager
+def fixed_decisions(choices: Mapping["Gate", tuple[int, int]]) -> Iterator[None]:
+    """Let these gates decide for (stride index, share index) inside the block, in this thread only.
+
+    Blocks nest: the inner one wins for the gates it names.
+    """
+    token = _fixed.set({**_fixed.get(), **choices})
+    try:
+        yield
+    finally:
+        _fixed.reset(token)
+
+
+class Gate(nn.Module):
+    """Decide, per clip, which frames and channels of a region are computed.
+
+    z = W2 · tanh(BN(W1 · G(X))) + β, then
+
+    - `soft_modulation`: φ(z) = max(tanh z, 0) per entry [VA-RED², section 3, as we understand it]. Ours: weights of
+      the strides, and of the shares, sum to one (`normalize`); below zero the gradient of tanh is passed on,
+      otherwise a closed entry could never open; all zero means the full choice.
+    - `gumbel` (ours): one stride and one share; training draws them with Gumbel noise and a straight-through
+      gradient at `temperature`, evaluation takes the largest.
+
+    G (ours) looks at about 8×8 positions of each map, and gives per channel their mean in each of
+    `num_bins` bins of time, and the mean absolute change from frame to frame in each of `num_bins`: motion is
+    what the policy over frames has to see.
+
+    β and W2 start such that only the full choice is taken, whatever the input.
+    """
+
+    temperature: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        grid: ChoiceGrid,
+        out_frames: Callable[[int], int],
+        *,
+        kind: GateKind = "gumbel",
+        hidden: int = 16,
+        num_bins: int = 4,
+        normalize: bool = True,
+    ) -> None:
+        """Make a gate.
+
+        Args:
+            in_channels: C of the region's input.
+            grid: the region's choices.
+            out_frames: T of the region's output for T of its input; strides above it are not offered.
+            kind: `soft_modulation` or `gumbel`.
+            hidden: width of the hidden layer.
+            num_bins: bins of time.
+            normalize: soft modulation only, see the class.
+        """
+        super().__init__()
+        self.grid, self.out_frames = grid, out_frames
+        self.kind, self.normalize, self.num_bins = kind, normalize, num_bins
+        num_entries = len(grid.frame_strides) + len(grid.channel_shares)
+        self.hidden = nn.Linear(2 * num_bins * in_channels, hidden)
+        self.norm = nn.BatchNorm1d(hidden)
+        self.out = nn.Linear(hidden, num_entries)
+        self.register_buffer("temperature", torch.tensor(1.0))
+        self._start_full()
+
+    def _start_full(self) -> None:
+        """|W2 · tanh(…)| ≤ half of β, so no input can move the decision off the full choice."""
+        bound = 0.5 * _OPEN / self.out.in_features
+        closed = 0.0 if self.kind == "gumbel" else -_OPEN
+        with torch.no_grad():
+            self.out.weight.uniform_(-bound / 2, bound / 2)
+            self.out.bias.fill_(closed)
+            self.out.bias[[0, len(self.grid.frame_strides)]] = _OPEN
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Decide.
+
+        Args:
+            x: the region's input, (N, C, T, H, W).
+
+        Returns:
+            (N, J + I): a weight for each frame stride, then one for each channel share. Zero: not computed.
+        """
+        entries = self._fixed_entries(x)
+        if entries is not None:
+            return entries
+        z = self.out(torch.tanh(self._normed(self.hidden(self._look(x)))))
+        num_strides = len(self.grid.frame_strides)
+        offered = [stride <= self.out_frames(x.shape[2]) for stride in self.grid.frame_strides]
+        if not all(offered):
+            z = z.masked_fill(~torch.tensor(offered + [True] * len(self.grid.channel_shares), device=z.device), -math.inf)
+        return torch.cat([self._weigh(z[:, :num_strides]), self._weigh(z[:, num_strides:])], dim=1)
+
+    def macs(self, in_size: Size) -> int:
+        """Operations for one clip: two per map value looked at, one per weight of the two layers."""
+        t, h, w = in_size
+        looked_at = t * -(-h // _cell(h)) * -(-w // _cell(w)) * (self.hidden.in_features // (2 * self.num_bins))
+        return 2 * looked_at + self.hidden.weight.numel() + self.out.weight.numel()
+
+    def _fixed_entries(self, x: Tensor) -> Tensor | None:
+        index = _fixed.get().get(self)
+        if index is None:
+            return None
+        row = torch.zeros(self.out.out_features, dtype=self.out.weight.dtype, device=x.device)
+        row[index[0]] = row[len(self.grid.frame_strides) + index[1]] = 1.0
+        return row.expand(x.shape[0], -1)
+
+    def _look(self, x: Tensor) -> Tensor:
+        """G: (N, C, T, H, W) → (N, 2 · bins · C)."""
+        cells = x[..., :: _cell(x.shape[3]), :: _cell(x.shape[4])]
+        means = cells.mean((3, 4))
+        changes = (cells[:, :, 1:] - cells[:, :, :-1]).abs().mean((3, 4)) if x.shape[2] > 1 else torch.zeros_like(means)
+        views = [F.adaptive_avg_pool1d(values, self.num_bins) for values in (means, changes)]
+        return torch.cat(views, dim=2).flatten(1).to(self.hidden.weight.dtype)
+
+    def _normed(self, hidden: Tensor) -> Tensor:
+        if self.training and len(hidden) == 1:  # one clip has no statistics of its own
+            norm = self.norm
+            return F.batch_norm(hidden, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        normed: Tensor = self.norm(hidden)
+        return normed
+
+    def _weigh(self, z: Tensor) -> Tensor:
+        if self.kind == "soft_modulation":
+            return _soft_modulation(z, self.normalize)
+        if self.training:
+            noisy = (z - torch.empty_like(z).exponential_().log()) / self.temperature
+            soft = noisy.softmax(1)
+            # Not F.gumbel_softmax: it adds and takes away `soft` in an order that leaves 1e-8 in place of zeros.
+            return F.one_hot(noisy.argmax(1), z.shape[1]) + (soft - soft.detach())
+        return F.one_hot(z.argmax(1), z.shape[1]).to(z.dtype)
+
+
+def _soft_modulation(z: Tensor, normalize: bool) -> Tensor:
+    smooth = torch.tanh(z)
+    weights = smooth + (smooth.clamp_min(0.0) - smooth).detach()  # value max(tanh, 0), gradient of tanh
+    closed = weights.sum(1, keepdim=True) <= 0
+    weights = weights + closed * F.one_hot(torch.zeros_like(z[:, 0], dtype=torch.long), z.shape[1])
+    return weights / weights.sum(1, keepdim=True) if normalize else weights
+
+
+def _cell(size: int) -> int:
+    return max(1, size // _POOL_CELLS)

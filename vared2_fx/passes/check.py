@@ -1,0 +1,59 @@
+"""Whether a converted network still computes what the original computed."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from vared2_fx.errors import ConvertError
+from vared2_fx.passes.shapes import Inputs, as_args
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+"""Largest difference allowed, as a share of the largest output value. The same convolutions run on the same values,
+so most networks agree to the bit; a library may still choose another kernel for another memory layout, and sums of
+some thousand products differ then by a few roundings per layer."""
+
+
+def check(original: nn.Module, converted: fx.GraphModule, example_inputs: Inputs) -> float:
+    """Run both networks in evaluation mode and compare.
+
+    Returns:
+        The largest difference, as a share of the largest output value.
+
+    Raises:
+        ConvertError: the outputs differ by more than `TOLERANCE`, or in shape or kind.
+    """
+    before = _evaluate(original, example_inputs)
+    after = _evaluate(converted, example_inputs)
+    if len(before) != len(after) or any(a.shape != b.shape for a, b in zip(before, after, strict=False)):
+        raise ConvertError(
+            f"check: the original gives {[tuple(a.shape) for a in before]}, the converted network "
+            f"{[tuple(b.shape) for b in after]}. Please report this network."
+        )
+    worst = 0.0
+    for a, b in zip(before, after, strict=True):
+        difference = float((a.double() - b.double()).abs().max() / a.double().abs().max().clamp_min(1e-30))
+        worst = max(worst, difference)
+        if not difference <= TOLERANCE.get(a.dtype, 1e-4):
+            raise ConvertError(
+                f"check: the converted network's output differs from the original's by {difference:.2g} of its "
+                "largest value. Keep layers out with ConvertConfig(exclude=…) to find the one; please report it."
+            )
+    return worst
+
+
+def _evaluate(model: nn.Module, example_inputs: Inputs) -> list[Tensor]:
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad():
+            return _tensors(model.eval()(*as_args(example_inputs)))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    values = output.values() if isinstance(output, dict) else output if isinstance(output, (list, tuple)) else ()
+    return [tensor for value in values for tensor in _tensors(value)]

@@ -1,0 +1,159 @@
+"""Put dynamic regions in, take decisions out, fix choices: GraphModule → new GraphModule."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx, nn
+
+from vared2_fx.config import ConvertConfig
+from vared2_fx.errors import ConvertError
+from vared2_fx.layers import (
+    ChannelRebuild,
+    Choice,
+    ChoiceGrid,
+    ConvGeometry,
+    Decision,
+    DynamicConv,
+    FrameRebuild,
+    Gate,
+    predict_channels,
+)
+from vared2_fx.passes.trace import calls, fork, module_of
+
+
+def gate_convs(gm: fx.GraphModule, *, sites: Mapping[str, ChoiceGrid], config: ConvertConfig) -> fx.GraphModule:
+    """Put a gate and a dynamic convolution in place of the convolution at each site.
+
+    The gate is a node `<path>.gate` in front of the region `<path>`, its decision the region's second argument.
+
+    Needs: each site is a Conv3d that is called exactly once.
+    Keeps: inputs, outputs and, while every gate picks the full choice, every bit of the result.
+
+    Raises:
+        ConvertError: a site is missing, or is called more than once.
+    """
+    nodes = {}
+    for path in sites:  # look at everything before changing anything
+        called = gm.graph.find_nodes(op="call_module", target=path)
+        if len(called) != 1:
+            raise ConvertError(
+                f"gate_convs: `{path}` is called {len(called)} times, expected 1. Each call would need its own "
+                f"gate; keep it static with ConvertConfig(exclude=({path!r},))."
+            )
+        nodes[path] = called[0]
+    out = fork(gm)
+    for path, grid in sites.items():
+        region = make_region(out.get_submodule(path), grid, config, mean=_mean_after(gm, nodes[path]))
+        out.set_submodule(path, region)
+        (node,) = out.graph.find_nodes(op="call_module", target=path)
+        with out.graph.inserting_before(node):
+            x = node.args[0] if node.args else node.kwargs["input"]
+            decision = out.graph.call_module(f"{path}.gate", (x,))
+        node.args, node.kwargs = (x, decision), {}
+    out.graph.lint()
+    out.recompile()
+    return out
+
+
+def make_region(conv: nn.Module, grid: ChoiceGrid, config: ConvertConfig, *, mean: Tensor | None) -> DynamicConv:
+    """The dynamic region of one convolution.
+
+    Args:
+        conv: the convolution; used as it is, not copied.
+        grid: its choices.
+        config: gate and cheap operations.
+        mean: average of each output channel where known, see `predict_channels`.
+    """
+    assert isinstance(conv, nn.Conv3d)
+    geometry = ConvGeometry.of(conv)
+    gate = Gate(
+        geometry.in_channels,
+        grid,
+        geometry.out_frames,
+        kind=config.gate,
+        hidden=config.gate_hidden,
+        num_bins=config.gate_bins,
+        normalize=config.normalize,
+    )
+    frames = [FrameRebuild(geometry.out_channels, r, config.frame_rebuild) for r in grid.frame_strides[1:]]
+    channels = []
+    for share in grid.channel_shares[1:]:
+        kept = geometry.kept_channels(share)
+        start = predict_channels(conv.weight, conv.bias, mean, kept=kept, groups=geometry.groups)
+        channels.append(ChannelRebuild(*start, kept=kept, kind=config.channel_rebuild))
+    region = DynamicConv(conv, gate, frames, channels)
+    region.to(device=conv.weight.device, dtype=conv.weight.dtype)
+    return region.train(conv.training)
+
+
+def regions(gm: fx.GraphModule) -> dict[str, DynamicConv]:
+    """The dynamic regions of a converted network by path, in the order in which they run."""
+    return {str(node.target): module_of(gm, node) for node in calls(gm, DynamicConv)}
+
+
+def with_decisions(dynamic: fx.GraphModule) -> fx.GraphModule:
+    """The same network, returning what its gates decided beside its output.
+
+    Args:
+        dynamic: a converted network.
+
+    Returns:
+        A network that shares every module with `dynamic`; its forward takes the same inputs and returns
+        `(output, {path: Decision})`. Wrap this one in DDP, and feed its decisions to `efficiency_loss`.
+
+    Raises:
+        ConvertError: `dynamic` holds no dynamic region.
+    """
+    out = fork(dynamic)
+    decisions: dict[str, fx.Node] = {}
+    for node in calls(out, DynamicConv):
+        x, weights = node.args
+        with out.graph.inserting_before(node):
+            macs = out.graph.call_module(f"{node.target}.cost", (x,))
+            table, gate_macs = (out.graph.call_function(_item, (macs, i)) for i in range(2))
+            decisions[str(node.target)] = out.graph.call_function(Decision, (weights, table, gate_macs))
+    if not decisions:
+        raise ConvertError("with_decisions: the network holds no dynamic region; convert it first.")
+    output = out.graph.output_node()
+    output.args = ((output.args[0], decisions),)
+    out.graph.lint()
+    out.recompile()
+    return out
+
+
+def fix_choices(dynamic: fx.GraphModule, choices: Mapping[str, Choice]) -> fx.GraphModule:
+    """Put the chosen variant in place of each dynamic region, and drop its gate.
+
+    Args:
+        dynamic: a converted network.
+        choices: a choice for every region, by path.
+
+    Returns:
+        A static network of plain operators; weights shared with `dynamic`.
+    """
+    out = fork(dynamic)
+    for node in calls(out, DynamicConv):
+        path = str(node.target)
+        x, decision = node.args
+        assert isinstance(decision, fx.Node)
+        out.set_submodule(path, module_of(out, node).variant(choices[path]))
+        node.args = (x,)
+        out.graph.erase_node(decision)
+    out.graph.lint()
+    out.recompile()
+    return out
+
+
+def _item(values: tuple[Tensor, Tensor], index: int) -> Tensor:
+    return values[index]
+
+
+def _mean_after(gm: fx.GraphModule, node: fx.Node) -> Tensor | None:
+    """Average output of a convolution, where a batch norm that reads nothing else keeps it."""
+    users = list(node.users)
+    if len(users) != 1 or users[0].op != "call_module":
+        return None
+    norm = module_of(gm, users[0])
+    if isinstance(norm, nn.BatchNorm3d) and norm.running_mean is not None:
+        return torch.as_tensor(norm.running_mean).detach()
+    return None

@@ -1,0 +1,105 @@
+"""Shapes and multiply-adds of every node, on fake tensors: nothing is computed."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from vared2_fx.errors import ConvertError
+from vared2_fx.passes.trace import calls, module_of
+
+Inputs = Tensor | Sequence[Tensor]
+
+_USUAL_CLIPS = ((32, 320), (16, 224), (16, 112), (8, 224), (64, 224), (16, 182), (4, 256))
+"""(frames, pixels), tried in turn where the caller gives no example: first one large enough for every fixed
+pooling of the published networks, then the sizes that networks with a fixed first linear layer are made for."""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let fake tensors log no traceback of an error that we report ourselves."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+class _Measure(fx.Interpreter):
+    """Runs the graph node by node; writes `shape`, `dtype` and `macs` (per batch) into each node's meta."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        with FlopCounterMode(display=False) as counter:
+            result = super().run_node(n)
+        n.meta["macs"] = counter.get_total_flops() // 2
+        if isinstance(result, Tensor):
+            n.meta["shape"], n.meta["dtype"] = tuple(result.shape), result.dtype
+        return result
+
+
+def as_args(example_inputs: Inputs) -> tuple[Any, ...]:
+    """One clip batch, or a sequence of positional arguments, as a tuple of arguments."""
+    return (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+
+
+def measure_shapes(gm: fx.GraphModule, example_inputs: Inputs) -> fx.GraphModule:
+    """Write shape, dtype and multiply-adds into the meta of every node of `gm`; returns `gm`.
+
+    Multiply-adds are those of convolutions and matrix products, as `torch.utils.flop_counter` sees them.
+
+    Raises:
+        ConvertError: the network does not run on inputs of these shapes.
+    """
+    modes = {module: module.training for module in gm.modules()}
+    gm.eval()  # in training a norm refuses a single clip
+    try:
+        with _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+            fakes = [mode.from_tensor(x) if isinstance(x, Tensor) else x for x in as_args(example_inputs)]
+            _Measure(gm).run(*fakes)
+    except Exception as exc:
+        shapes = ", ".join(str(tuple(getattr(x, "shape", ()))) for x in as_args(example_inputs))
+        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        raise ConvertError(
+            f"shapes: the network does not run on example inputs of shape {shapes}: {reason}. "
+            "Pass example_inputs of the shape that it is used with, (N, 3, T, H, W) for most."
+        ) from exc
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return gm
+
+
+def guess_shapes(gm: fx.GraphModule) -> tuple[int, ...] | None:
+    """Measure with the first usual clip size that the network runs on.
+
+    Returns:
+        The shape of that clip, or None where no usual size fits or the network takes several inputs: then nothing
+        is known of shapes, and what needs them is left out.
+    """
+    inputs = [node for node in gm.graph.find_nodes(op="placeholder") if not node.args]
+    convs = calls(gm, nn.Conv3d)
+    if len(inputs) != 1 or not convs:
+        return None
+    first = module_of(gm, convs[0]).weight
+    channels = module_of(gm, convs[0]).in_channels
+    for frames, pixels in _USUAL_CLIPS:
+        shape = (1, channels, frames, pixels, pixels)
+        try:
+            measure_shapes(gm, torch.empty(shape, dtype=first.dtype, device=first.device))
+        except ConvertError:
+            continue
+        return shape
+    for node in gm.graph.nodes:
+        node.meta.clear()
+    return None
+
+
+def total_macs(gm: fx.GraphModule) -> int:
+    """Multiply-adds of a measured graph, for the batch it was measured with."""
+    return sum(int(node.meta.get("macs", 0)) for node in gm.graph.nodes)

@@ -1,0 +1,80 @@
+"""Model → GraphModule of its own, and the small graph helpers that every pass uses."""
+
+import copy
+from typing import Any
+
+from torch import fx, nn
+
+from vared2_fx.errors import ConvertError
+
+CONVOLUTIONS = (nn.Conv3d, nn.ConvTranspose3d)
+"""One node each, subclasses from anywhere included (torch.fx would look into those)."""
+
+
+class ConvTracer(fx.Tracer):
+    """Traces into a module only as far as there are 3D convolutions inside.
+
+    Whatever holds none stays one node: it is not ours to change, its control flow need not be followed, and what
+    it does in training (dropout, stochastic depth) goes on following its mode instead of being frozen.
+    """
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether `m` stays one node."""
+        if isinstance(m, CONVOLUTIONS) or super().is_leaf_module(m, module_qualified_name):
+            return True
+        return not any(isinstance(child, CONVOLUTIONS) for child in m.modules())
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """A deep copy, for everything that follows to work on.
+
+    Raises:
+        ConvertError: the network cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as exc:
+        raise ConvertError(
+            f"copy: {type(model).__name__} cannot be copied ({type(exc).__name__}: {exc}). "
+            "Convert works on a copy; remove what cannot be copied from the network first."
+        ) from exc
+
+
+def trace(own: nn.Module) -> fx.GraphModule:
+    """Trace a network; the result shares its leaf modules with `own`, and their modes.
+
+    Raises:
+        ConvertError: torch.fx cannot follow its forward function.
+    """
+    kind = type(own).__name__
+    try:
+        graph = ConvTracer().trace(own)
+    except Exception as exc:
+        raise ConvertError(
+            f"trace: torch.fx cannot follow {kind}.forward ({type(exc).__name__}: {exc}). "
+            "Wrap the part that depends on tensor values in a module of its own without convolutions."
+        ) from exc
+    gm = fx.GraphModule(own, graph, kind)
+    gm.training = own.training
+    return gm
+
+
+def fork(gm: fx.GraphModule) -> fx.GraphModule:
+    """Give `gm` a graph and a module tree of its own; leaf modules stay shared, so replace them, never edit them."""
+    out = fx.GraphModule(gm, copy.deepcopy(gm.graph), gm._get_name())
+    out.training = gm.training
+    out.meta.update(gm.meta)
+    return out
+
+
+def calls(gm: fx.GraphModule, kind: type[nn.Module] | tuple[type[nn.Module], ...]) -> list[fx.Node]:
+    """Nodes that call a module of `kind`, in order."""
+    nodes = gm.graph.find_nodes(op="call_module")
+    return [node for node in nodes if isinstance(gm.get_submodule(node.target), kind)]
+
+
+def module_of(gm: fx.GraphModule, node: fx.Node) -> Any:
+    """The module that `node` calls."""
+    assert isinstance(node.target, str)
+    return gm.get_submodule(node.target)
+

@@ -1,0 +1,91 @@
+"""Fixing what the gates decide: for a while, or for good."""
+
+import difflib
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+from torch import fx
+
+from vared2_fx.errors import ConvertError
+from vared2_fx.layers import FULL, Choice, ChoiceGrid, fixed_decisions
+from vared2_fx.passes.rewrite import fix_choices, regions
+
+log = logging.getLogger(__name__)
+
+Choices = Mapping[str, tuple[int, float]]
+"""Choices by path pattern: `{"blocks.3.*": (2, 0.5)}` is R = 2, r = 1/2. Later entries win."""
+
+
+@contextmanager
+def policy(dynamic: fx.GraphModule, choices: Choices) -> Iterator[dict[str, Choice]]:
+    """Let regions compute fixed choices inside the block, whatever their gates would decide.
+
+    Holds for this thread only; blocks nest, the inner one wins; the network itself is not changed.
+
+    Args:
+        dynamic: a converted network.
+        choices: (R, r) by path pattern; a region that does not offer its choice takes the nearest one.
+
+    Yields:
+        The choice of each region that a pattern names.
+
+    Raises:
+        ConvertError: a pattern matches no region.
+    """
+    found = regions(dynamic)
+    taken = resolve_choices({path: region.grid for path, region in found.items()}, choices)
+    with fixed_decisions({found[path].gate: found[path].grid.index(choice) for path, choice in taken.items()}):
+        yield taken
+
+
+@contextmanager
+def full(dynamic: fx.GraphModule) -> Iterator[None]:
+    """Let every region compute everything inside the block; otherwise like `policy`."""
+    with policy(dynamic, {"*": FULL}):
+        yield
+
+
+def specialize(dynamic: fx.GraphModule, choices: Choices) -> fx.GraphModule:
+    """Make the static network that computes fixed choices.
+
+    Args:
+        dynamic: a converted network; not changed.
+        choices: as for `policy`; regions that no pattern names are computed in full.
+
+    Returns:
+        A GraphModule of plain operators without gates, sharing its weights with `dynamic`.
+
+    Raises:
+        ConvertError: a pattern matches no region.
+    """
+    grids = {path: region.grid for path, region in regions(dynamic).items()}
+    return fix_choices(dynamic, dict.fromkeys(grids, FULL) | resolve_choices(grids, choices))
+
+
+def resolve_choices(grids: Mapping[str, ChoiceGrid], choices: Choices) -> dict[str, Choice]:
+    """The choice of every region that a pattern names.
+
+    Raises:
+        ConvertError: a pattern matches none of the regions.
+    """
+    taken = {}
+    for pattern, (stride, share) in choices.items():
+        paths = [path for path in grids if fnmatchcase(path, pattern)]
+        if not paths:
+            near = difflib.get_close_matches(pattern, grids, n=3, cutoff=0.4)
+            hint = f"; near it are {', '.join(near)}" if near else ""
+            raise ConvertError(f"policy: {pattern!r} matches none of the {len(grids)} dynamic regions{hint}.")
+        for path in paths:
+            taken[path] = _nearest(grids[path], stride, share)
+            if taken[path] != (stride, share):
+                log.info("%s: R=%s r=%g is not offered, takes %s", path, stride, share, taken[path])
+    return taken
+
+
+def _nearest(grid: ChoiceGrid, stride: int, share: float) -> Choice:
+    """The coarsest offered choice that computes no less than asked for."""
+    strides = [r for r in grid.frame_strides if r <= stride]
+    shares = [r for r in grid.channel_shares if r >= share - 1e-9]
+    return Choice(max(strides, default=1), min(shares, default=1.0))

@@ -1,0 +1,64 @@
+"""What decisions mean in multiply-adds: what was computed, and what may be expected.
+
+N clips; J frame strides, I channel shares of a region.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx
+
+from vared2_fx.layers import FULL, Decision
+from vared2_fx.passes.shapes import Inputs, as_args, measure_shapes, total_macs
+from vared2_fx.passes.trace import fork
+from vared2_fx.policy.fix import specialize
+
+
+def computed_choices(decision: Decision) -> Tensor:
+    """What evaluation computes for each clip: int64 (N, 2), the index of the stride and of the share.
+
+    A decision that weighs several choices needs the finest stride and the largest share among them.
+    """
+    num_strides = decision.macs.shape[0]
+    weighed = (decision.weights > 0).to(torch.uint8)
+    return torch.stack([weighed[:, :num_strides].argmax(1), weighed[:, num_strides:].argmax(1)], dim=1)
+
+
+def computed_macs(decision: Decision) -> Tensor:
+    """Multiply-adds that evaluation runs in one region: int64 (N,), cheap operations and the gate counted."""
+    j, i = computed_choices(decision).unbind(1)
+    return decision.macs[j, i] + decision.gate_macs
+
+
+def expected_macs(decision: Decision) -> Tensor:
+    """Weighted mean over the choices: float (N,), gate counted, differentiable with respect to the weights.
+
+    For one-hot weights this is `computed_macs`; weights that do not sum to one are made to.
+    """
+    num_strides = decision.macs.shape[0]
+    strides, shares = decision.weights[:, :num_strides], decision.weights[:, num_strides:]
+    strides, shares = (w / w.sum(1, keepdim=True) for w in (strides, shares))
+    table = decision.macs.to(strides.dtype)
+    return torch.einsum("nj,ni,ji->n", strides, shares, table) + decision.gate_macs
+
+
+def dense_macs(dynamic: fx.GraphModule, example_inputs: Inputs) -> int:
+    """Multiply-adds per clip of the network that was converted: every region in full, no gate.
+
+    Args:
+        dynamic: a converted network.
+        example_inputs: a clip batch, for its shape.
+    """
+    static = fork(specialize(dynamic, {"*": FULL}))
+    first = as_args(example_inputs)[0]
+    return total_macs(measure_shapes(static, example_inputs)) // len(first)
+
+
+def clip_macs(decisions: Mapping[str, Decision], dense: int) -> Tensor:
+    """Multiply-adds that evaluation runs for each clip in the whole network, all overhead counted: int64 (N,).
+
+    Args:
+        decisions: what `with_decisions` returned for the batch.
+        dense: `dense_macs` at the batch's clip shape.
+    """
+    return sum((computed_macs(d) - d.macs[0, 0] for d in decisions.values()), torch.tensor(dense))
