@@ -2,11 +2,12 @@
 
 from vared2_fx import zoo
 from vared2_fx.checkpoint import load, save
-from vared2_fx.config import ConvertConfig
+from vared2_fx.config import ConvertConfig, FinetuneConfig
 from vared2_fx.convert import convert, scan
 from vared2_fx.layers import Choice, Decision
 from vared2_fx.passes.rewrite import with_decisions
 from vared2_fx.policy.fix import full, policy, specialize
+from vared2_fx.train import Evaluation, FinetuneResult, efficiency_loss, evaluate, finetune
 
 __version__ = "0.1.0"
 
@@ -14,7 +15,13 @@ __all__ = [
     "Choice",
     "ConvertConfig",
     "Decision",
+    "Evaluation",
+    "FinetuneConfig",
+    "FinetuneResult",
     "convert",
+    "efficiency_loss",
+    "evaluate",
+    "finetune",
     "full",
     "load",
     "policy",

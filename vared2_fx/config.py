@@ -105,3 +105,81 @@ def _check_channel_shares(shares: tuple[float, ...]) -> None:
             raise ConvertError(
                 f"ConvertConfig: channel_shares={shares}: {narrow} does not follow {wide}; shares fall and stay above 0."
             )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneConfig:
+    """How `finetune` trains.
+
+    Raises:
+        ConvertError: a value that cannot work, when the config is made.
+    """
+
+    epochs: int = 10
+    """Passes over the training clips."""
+
+    optimizer: str = "adamw"
+    """Any optimiser that timm knows by name."""
+
+    lr: float = 1e-4
+    """Learning rate of the network's own weights; falls along a cosine to zero."""
+
+    gate_lr: float = 3e-3
+    """Learning rate of gates and cheap operations, which start untrained; falls along the same cosine."""
+
+    weight_decay: float = 1e-4
+    """For weight matrices and kernels of the network; norms, biases, gates and cheap operations have none."""
+
+    warmup_epochs: float = 0.5
+    """Epochs over which the learning rates rise from zero."""
+
+    label_smoothing: float = 0.0
+    """Of the cross-entropy."""
+
+    efficiency_weight: float = 1.0
+    """λ, the weight of the efficiency loss beside the task loss."""
+
+    efficiency_warmup: float = 0.3
+    """Share of all epochs over which λ rises from zero, so that the task is found before it is squeezed."""
+
+    target_macs: float | None = None
+    """Share of the original's multiply-adds to come down to (0.6: 40 % saved); None: as low as λ pushes."""
+
+    temperature: tuple[float, float] = (1.0, 0.1)
+    """Of Gumbel gates, at the first and at the last step; exponential between. See `Gate`."""
+
+    clip_grad: float = 5.0
+    """Largest norm of the gradient; 0 leaves it as it is."""
+
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Autocast, by accelerate."""
+
+    seed: int = 0
+    """Of everything random in the loop."""
+
+    out: str | None = None
+    """Folder for `last/` (everything needed to go on), `best/` (a network for `load`) and `log.jsonl`."""
+
+    resume: bool = False
+    """Go on from `out`/last where that exists."""
+
+    progress: bool = True
+    """Show a progress bar on stderr, when that is a terminal."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ConvertError(f"FinetuneConfig: epochs={self.epochs}, expected at least 1.")
+        for name in ("lr", "gate_lr", "weight_decay", "efficiency_weight", "warmup_epochs", "clip_grad"):
+            if getattr(self, name) < 0:
+                raise ConvertError(f"FinetuneConfig: {name}={getattr(self, name)} is negative.")
+        if self.target_macs is not None and not 0 < self.target_macs <= 1:
+            raise ConvertError(
+                f"FinetuneConfig: target_macs={self.target_macs}; it is a share of the original's multiply-adds, "
+                "above 0 and at most 1 (0.6 saves 40 %)."
+            )
+        if not 0 <= self.efficiency_warmup <= 1:
+            raise ConvertError(f"FinetuneConfig: efficiency_warmup={self.efficiency_warmup}, expected 0 … 1.")
+        if min(self.temperature) <= 0:
+            raise ConvertError(f"FinetuneConfig: temperature={self.temperature}, expected values above 0.")
+        if self.resume and self.out is None:
+            raise ConvertError("FinetuneConfig: resume needs `out`, the folder of the run to go on with.")

@@ -22,3 +22,7 @@ class DataError(Vared2Error):
 
 class ZooError(Vared2Error):
     """A network of the zoo is unknown, or its weights cannot be had."""
+
+
+class TrainError(Vared2Error):
+    """Fine-tuning cannot go on."""

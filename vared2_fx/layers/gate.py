@@ -43,8 +43,9 @@ class Gate(nn.Module):
     - `soft_modulation`: φ(z) = max(tanh z, 0) per entry [VA-RED², section 3, as we understand it]. Ours: weights of
       the strides, and of the shares, sum to one (`normalize`); below zero the gradient of tanh is passed on,
       otherwise a closed entry could never open; all zero means the full choice.
-    - `gumbel` (ours): one stride and one share; training draws them with Gumbel noise and a straight-through
-      gradient at `temperature`, evaluation takes the largest.
+    - `gumbel` (ours): one stride and one share; training draws them with probabilities softmax(z / `temperature`),
+      by Gumbel noise and a straight-through gradient; evaluation takes the largest. The temperature divides z
+      before the noise is added, not after: as it falls the draws themselves become the decisions of evaluation.
 
     G (ours) looks at about 8×8 positions of each map, and gives per channel their mean in each of
     `num_bins` bins of time, and the mean absolute change from frame to frame in each of `num_bins`: motion is
@@ -148,7 +149,7 @@ class Gate(nn.Module):
         if self.kind == "soft_modulation":
             return _soft_modulation(z, self.normalize)
         if self.training:
-            noisy = (z - torch.empty_like(z).exponential_().log()) / self.temperature
+            noisy = z / self.temperature - torch.empty_like(z).exponential_().log()
             soft = noisy.softmax(1)
             # Not F.gumbel_softmax: it adds and takes away `soft` in an order that leaves 1e-8 in place of zeros.
             return F.one_hot(noisy.argmax(1), z.shape[1]) + (soft - soft.detach())

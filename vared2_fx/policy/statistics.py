@@ -61,4 +61,5 @@ def clip_macs(decisions: Mapping[str, Decision], dense: int) -> Tensor:
         decisions: what `with_decisions` returned for the batch.
         dense: `dense_macs` at the batch's clip shape.
     """
-    return sum((computed_macs(d) - d.macs[0, 0] for d in decisions.values()), torch.tensor(dense))
+    extra = torch.stack([computed_macs(decision) - decision.macs[0, 0] for decision in decisions.values()])
+    return dense + extra.sum(0)

@@ -1,0 +1,186 @@
+"""Fine-tuning on a task small enough for seconds: is the second half of the clip the same as the first?"""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import vared2_fx as vr
+from vared2_fx.errors import CheckpointError, ConvertError, DataError, TrainError
+from vared2_fx.train.finetune import parameter_groups
+
+
+def small_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv3d(1, 8, 3, padding=1),
+        nn.BatchNorm3d(8),
+        nn.ReLU(),
+        nn.Conv3d(8, 16, 3, stride=(1, 2, 2), padding=1),
+        nn.BatchNorm3d(16),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool3d(1),
+        nn.Flatten(),
+        nn.Linear(16, 2),
+    )
+
+
+def bright_or_dark(num: int, seed: int) -> TensorDataset:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(2, (num,), generator=generator)
+    clips = torch.randn(num, 1, 8, 8, 8, generator=generator) + (labels * 1.0 - 0.5).view(-1, 1, 1, 1, 1)
+    return TensorDataset(clips, labels)
+
+
+def loaders(train: int = 64, seed: int = 0) -> tuple[DataLoader, DataLoader]:
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        DataLoader(bright_or_dark(train, 1), batch_size=16, shuffle=True, generator=generator),
+        DataLoader(bright_or_dark(32, 2), batch_size=16),
+    )
+
+
+def config(**changes: object) -> vr.FinetuneConfig:
+    values = {"epochs": 4, "lr": 1e-3, "gate_lr": 2e-2, "progress": False, "efficiency_weight": 2.0} | changes
+    return vr.FinetuneConfig(**values)
+
+
+@pytest.mark.parametrize("gate", ["gumbel", "soft_modulation"])
+def test_macs_come_down_and_the_task_is_learned(gate):
+    dynamic = vr.convert(small_net(), config=vr.ConvertConfig(gate=gate, min_macs_share=0.0))
+    result = vr.finetune(dynamic, *loaders(160), config(epochs=8, lr=1e-2))
+    assert result.history[0].share > 1.0  # full, and the gates' own cost on top
+    assert result.evaluation.share < 0.75
+    assert result.evaluation.accuracy > 0.9
+
+
+def test_a_target_is_reached_and_a_lower_one_goes_lower():
+    shares = []
+    for target in (0.8, 0.3):
+        torch.manual_seed(0)
+        dynamic = vr.convert(small_net(), config=vr.ConvertConfig(min_macs_share=0.0))
+        result = vr.finetune(dynamic, *loaders(160), config(epochs=8, lr=1e-2, target_macs=target))
+        shares.append(result.evaluation.share)
+    assert shares[0] <= 0.82
+    assert shares[1] < shares[0]
+
+
+def test_without_pressure_nothing_is_saved():  # the control
+    dynamic = vr.convert(small_net(), config=vr.ConvertConfig(gate="soft_modulation"))
+    result = vr.finetune(dynamic, *loaders(), config(epochs=1, efficiency_weight=0.0, gate_lr=0.0))
+    assert result.evaluation.share > 1.0
+
+
+def test_same_seed_same_weights():
+    states = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        dynamic = vr.convert(small_net())
+        vr.finetune(dynamic, *loaders(), config(epochs=2))
+        states.append(dynamic.state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_the_network_has_the_best_epochs_weights(tmp_path):
+    dynamic = vr.convert(small_net())
+    result = vr.finetune(dynamic, *loaders(), config(out=str(tmp_path)))
+    best = result.history[result.best_epoch]
+    assert best.objective == min(epoch.objective for epoch in result.history)
+    assert vr.evaluate(dynamic, loaders()[1]).share == pytest.approx(best.share)
+    saved = vr.load(tmp_path / "best", base=small_net())
+    assert all(torch.equal(saved.state_dict()[k], v) for k, v in dynamic.state_dict().items())
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [0, 1, 2, 3, 4]
+    assert not dynamic.training
+
+
+class StopsAfter:
+    """A loader that is interrupted in the middle of an epoch, as a killed run is."""
+
+    def __init__(self, loader: DataLoader, batches: int) -> None:
+        self.loader, self.left = loader, batches
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self):
+        for batch in self.loader:
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            yield batch
+
+
+def test_resume_ends_where_the_uninterrupted_run_does(tmp_path):
+    def start():
+        torch.manual_seed(7)
+        train, val = DataLoader(bright_or_dark(64, 1), batch_size=16), loaders()[1]
+        return vr.convert(small_net()), train, val
+
+    whole, train, val = start()
+    expected = vr.finetune(whole, train, val, config())
+    broken, train, val = start()
+    with pytest.raises(KeyboardInterrupt):
+        vr.finetune(broken, StopsAfter(train, 10), val, config(out=str(tmp_path)))
+    resumed, train, val = start()
+    result = vr.finetune(resumed, train, val, config(out=str(tmp_path), resume=True))
+    assert [e.objective for e in result.history] == [e.objective for e in expected.history]
+    assert all(torch.equal(whole.state_dict()[k], v) for k, v in resumed.state_dict().items())
+
+
+def test_resume_refuses_another_config_and_damaged_files(tmp_path):
+    vr.finetune(vr.convert(small_net()), *loaders(), config(epochs=1, out=str(tmp_path)))
+    with pytest.raises(CheckpointError, match="another lr"):
+        vr.finetune(vr.convert(small_net()), *loaders(), config(epochs=1, lr=1.0, out=str(tmp_path), resume=True))
+    (tmp_path / "last" / "progress.json").write_text("{")
+    with pytest.raises(CheckpointError, match="damaged"):
+        vr.finetune(vr.convert(small_net()), *loaders(), config(epochs=1, out=str(tmp_path), resume=True))
+
+
+def test_every_parameter_is_in_one_group():
+    dynamic = vr.convert(small_net())
+    groups = parameter_groups(dynamic, vr.FinetuneConfig())
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in dynamic.parameters())
+    assert {group["lr"] for group in groups} == {1e-4, 3e-3}
+
+
+def test_bf16_trains_after_fp32_in_one_process():
+    vr.finetune(vr.convert(small_net()), *loaders(), config(epochs=1))
+    result = vr.finetune(vr.convert(small_net()), *loaders(), config(epochs=1, mixed_precision="bf16"))
+    assert len(result.history) == 2
+
+
+def bad_loader(clips: torch.Tensor, labels: torch.Tensor) -> DataLoader:
+    return DataLoader(TensorDataset(clips, labels), batch_size=4)
+
+
+def test_user_mistakes_are_named(tmp_path):
+    dynamic, (train, val) = vr.convert(small_net()), loaders()
+    clips = torch.randn(4, 1, 8, 8, 8)
+    with pytest.raises(DataError, match="label 7 with a network of 2 classes"):
+        vr.finetune(dynamic, bad_loader(clips, torch.full((4,), 7)), val, config())
+    with pytest.raises(DataError, match="training loader is empty"):
+        vr.finetune(dynamic, [], val, config())
+    with pytest.raises(DataError, match="no clips"):
+        vr.finetune(dynamic, train, [], config())
+    with pytest.raises(DataError, match="integer tensor"):
+        vr.finetune(dynamic, bad_loader(clips, torch.rand(4)), val, config())
+    with pytest.raises(DataError, match="a batch is"):
+        vr.evaluate(dynamic, [{"clips": clips}])
+    with pytest.raises(TrainError, match="Lower lr"):
+        vr.finetune(dynamic, bad_loader(clips * float("inf"), torch.zeros(4, dtype=torch.long)), val, config())
+    with pytest.raises(ConvertError, match="not a converted network"):
+        vr.finetune(small_net(), train, val, config())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"epochs": 0}, {"lr": -1.0}, {"target_macs": 60.0}, {"efficiency_warmup": 2.0}, {"temperature": (0.0, 1.0)}]
+    + [{"resume": True}],
+)
+def test_impossible_configs_are_refused(changes):
+    with pytest.raises(ConvertError, match="FinetuneConfig"):
+        vr.FinetuneConfig(**changes)

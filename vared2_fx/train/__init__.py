@@ -1,0 +1,7 @@
+"""Losses, evaluation and fine-tuning."""
+
+from vared2_fx.train.evaluate import ClipResult, Evaluation, evaluate
+from vared2_fx.train.finetune import EpochLog, FinetuneResult, finetune
+from vared2_fx.train.losses import efficiency_loss
+
+__all__ = ["ClipResult", "EpochLog", "Evaluation", "FinetuneResult", "efficiency_loss", "evaluate", "finetune"]

@@ -1,0 +1,308 @@
+"""Fine-tuning: the network gets its accuracy back while its gates learn what can be left out."""
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor, fx, nn
+
+from vared2_fx.config import FinetuneConfig
+from vared2_fx.convert import conversion
+from vared2_fx.errors import DataError, TrainError
+from vared2_fx.layers import Decision, DynamicConv
+from vared2_fx.passes.rewrite import regions, with_decisions
+from vared2_fx.policy.statistics import dense_macs
+from vared2_fx.train.batches import Batch, as_batch, set_epoch
+from vared2_fx.train.evaluate import Evaluation, clip_shape, evaluate, model_args
+from vared2_fx.train.losses import efficiency_loss, expected_share
+from vared2_fx.train.progress import TrainingBar
+from vared2_fx.train.state import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochLog:
+    """One epoch in numbers; a line of `log.jsonl`."""
+
+    epoch: int
+    """From 1; 0 is the network before the first step."""
+    train_loss: float
+    train_accuracy: float
+    train_share: float
+    """Expected multiply-adds in training as a share of the original's, in the mean."""
+    accuracy: float
+    """Of the evaluation, as the next three."""
+    share: float
+    min_share: float
+    max_share: float
+    objective: float
+    """What the best epoch has least of: errors plus λ times the efficiency loss, both in the evaluation."""
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneResult:
+    """What `finetune` reached."""
+
+    history: tuple[EpochLog, ...]
+    best_epoch: int
+    evaluation: Evaluation
+    """Of the best epoch, whose weights the network has now."""
+
+
+def finetune(
+    dynamic: fx.GraphModule,
+    train_loader: Iterable[Any],
+    val_loader: Iterable[Any],
+    config: FinetuneConfig | None = None,
+) -> FinetuneResult:
+    """Train a converted network, weights, gates and cheap operations together.
+
+    Loss: cross-entropy + λ · `efficiency_loss`, only clips classified correctly pushing [VA-RED², section 3, as we
+    understand it]; warm-up of λ and the target are ours. For a loop of your own: `with_decisions`,
+    `efficiency_loss`, `evaluate`.
+
+    Args:
+        dynamic: what `convert` returned; trained in place, and left with the weights of the best epoch, in
+            evaluation mode. The network it was converted from is not touched.
+        train_loader: batches as dicts with "video" and "label", or pairs (clips, labels).
+        val_loader: the same, for choosing the best epoch.
+        config: see `FinetuneConfig`.
+
+    Returns:
+        The history and the best epoch's evaluation.
+
+    Raises:
+        ConvertError: `dynamic` is not a converted network.
+        DataError: a loader is empty, or its labels do not fit the network's outputs.
+        CheckpointError: the run to resume is damaged, or had another config.
+    """
+    conversion(dynamic)
+    return _Run(dynamic, train_loader, val_loader, config or FinetuneConfig()).run()
+
+
+class _Run:
+    """One fine-tuning run: what its epochs share."""
+
+    def __init__(
+        self, dynamic: fx.GraphModule, train_loader: Iterable[Any], val_loader: Iterable[Any], config: FinetuneConfig
+    ) -> None:
+        self.dynamic, self.config = dynamic, config
+        self.val_loader = val_loader
+        set_seed(config.seed)
+        self.accelerator = _accelerator(config, on_cpu=next(dynamic.parameters()).device.type == "cpu")
+        several = self.accelerator.num_processes > 1  # alone, the loader stays what it is, with its counts
+        self.train_loader = self.accelerator.prepare(train_loader) if several else train_loader
+        self.num_steps = config.epochs * _num_batches(self.train_loader)
+        optimizer = create_optimizer_v2(parameter_groups(dynamic, config), opt=config.optimizer, lr=config.lr)
+        self.scheduler = CosineLRScheduler(
+            optimizer,
+            t_initial=self.num_steps,
+            warmup_t=min(self.num_steps - 1, round(config.warmup_epochs * self.num_steps / config.epochs)),
+            warmup_lr_init=0.0,
+            t_in_epochs=False,
+        )
+        self.observed, self.optimizer = self.accelerator.prepare(with_decisions(dynamic), optimizer)
+        self.gates = [region.gate for region in regions(dynamic).values()]
+        self.folder = RunFolder(config, self.accelerator)
+        self.dense: dict[tuple[int, ...], int] = {}
+        self.history: list[EpochLog] = []
+        self.best_weights: dict[str, Tensor] = {}
+
+    def run(self) -> FinetuneResult:
+        if (progress := self.folder.resume()) is not None:
+            self.history = [EpochLog(**line) for line in progress["history"]]
+            self.best_weights = self.folder.best_weights()
+        else:
+            self._finish_epoch(0, _EpochMeter(), 0.0)
+        with TrainingBar(self.config.progress, self.num_steps) as bar:
+            for epoch in range(len(self.history), self.config.epochs + 1):
+                start = time.perf_counter()
+                meter = self._train_epoch(epoch, bar)
+                self._finish_epoch(epoch, meter, time.perf_counter() - start)
+        self.dynamic.load_state_dict(self.best_weights)
+        self.dynamic.eval()
+        return FinetuneResult(
+            history=tuple(self.history),
+            best_epoch=min(self.history, key=_rank).epoch,
+            evaluation=evaluate(self.dynamic, self.val_loader),
+        )
+
+    def _train_epoch(self, epoch: int, bar: TrainingBar) -> "_EpochMeter":
+        meter = _EpochMeter()
+        per_epoch = self.num_steps // self.config.epochs
+        set_epoch(self.train_loader, epoch - 1)
+        self.observed.train()
+        for step, raw in enumerate(self.train_loader, start=(epoch - 1) * per_epoch):
+            self._set_schedules(min(step, self.num_steps - 1))
+            batch = as_batch(raw).to(self.accelerator.device)
+            if len(batch.labels) == 0:
+                continue
+            with self.accelerator.autocast():
+                output, decisions = self.observed(*model_args(batch))
+                loss = self._loss(batch, output, decisions, step, meter)
+            if not torch.isfinite(loss):
+                raise TrainError(
+                    f"finetune: the loss is {loss.item()} in epoch {epoch}, step {step}. "
+                    "Lower lr and gate_lr, or train with mixed_precision='no'."
+                )
+            self.optimizer.zero_grad()
+            self.accelerator.backward(loss)
+            if self.config.clip_grad:
+                self.accelerator.clip_grad_norm_(self.observed.parameters(), self.config.clip_grad)
+            self.optimizer.step()
+            bar.advance(epoch, self.config.epochs, meter.loss, meter.accuracy, meter.share)
+        return meter
+
+    def _loss(
+        self, batch: Batch, output: Tensor, decisions: dict[str, Decision], step: int, meter: "_EpochMeter"
+    ) -> Tensor:
+        check_labels(batch.labels, output)
+        shape = clip_shape(batch)
+        if shape not in self.dense:
+            self.dense[shape] = dense_macs(self.dynamic, model_args(batch))
+        correct = output.argmax(1) == batch.labels
+        task = F.cross_entropy(output.float(), batch.labels, label_smoothing=self.config.label_smoothing)
+        efficiency = efficiency_loss(
+            decisions, correct=correct, dense=self.dense[shape], target=self.config.target_macs
+        )
+        with torch.no_grad():
+            meter.add(task, correct, expected_share(decisions, self.dense[shape]))
+        return task + self._efficiency_weight(step) * efficiency
+
+    def _efficiency_weight(self, step: int) -> float:
+        warmup = self.config.efficiency_warmup * self.num_steps
+        return self.config.efficiency_weight * min(1.0, step / warmup if warmup else 1.0)
+
+    def _set_schedules(self, step: int) -> None:
+        self.scheduler.step_update(step)
+        first, last = self.config.temperature
+        temperature = first * (last / first) ** (step / max(1, self.num_steps - 1))
+        for gate in self.gates:
+            gate.temperature.fill_(temperature)
+
+    def _finish_epoch(self, epoch: int, meter: "_EpochMeter", seconds: float) -> None:
+        """Evaluate, keep the best, write everything down."""
+        evaluation = evaluate(self.dynamic, self.val_loader)
+        self.history.append(
+            EpochLog(
+                epoch=epoch,
+                train_loss=meter.loss,
+                train_accuracy=meter.accuracy,
+                train_share=meter.share,
+                accuracy=evaluation.accuracy,
+                share=evaluation.share,
+                min_share=evaluation.min_macs / evaluation.dense_macs,
+                max_share=evaluation.max_macs / evaluation.dense_macs,
+                objective=self._objective(evaluation),
+                seconds=seconds,
+            )
+        )
+        log.info("epoch %d of %d: %s", epoch, self.config.epochs, evaluation)
+        if min(self.history, key=_rank).epoch == epoch:
+            self.best_weights = {k: v.detach().cpu().clone() for k, v in self.dynamic.state_dict().items()}
+            self.folder.save_best(self.dynamic)
+        self.folder.save_last({"history": [asdict(line) for line in self.history]})
+
+    def _objective(self, evaluation: Evaluation) -> float:
+        """The loss that training minimises, with errors in place of cross-entropy, on what evaluation computed."""
+        if self.config.target_macs is None:
+            efficiency = sum((c.macs / evaluation.dense_macs) ** 2 for c in evaluation.clips) / len(evaluation.clips)
+        else:
+            efficiency = max(0.0, evaluation.share - self.config.target_macs)
+        return 1.0 - evaluation.accuracy + self.config.efficiency_weight * efficiency
+
+
+class _EpochMeter:
+    """Running means over the clips of an epoch."""
+
+    def __init__(self) -> None:
+        self.clips = 0
+        self._sums = [0.0, 0.0, 0.0]
+
+    def add(self, loss: Tensor, correct: Tensor, share: Tensor) -> None:
+        self.clips += len(correct)
+        for i, value in enumerate((loss * len(correct), correct.sum(), share.sum())):
+            self._sums[i] += float(value)
+
+    @property
+    def loss(self) -> float:
+        return self._sums[0] / max(1, self.clips)
+
+    @property
+    def accuracy(self) -> float:
+        return self._sums[1] / max(1, self.clips)
+
+    @property
+    def share(self) -> float:
+        return self._sums[2] / max(1, self.clips)
+
+
+def parameter_groups(dynamic: nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:
+    """Trainable parameters for an optimiser: kernels with weight decay, norms and biases without, and what
+    conversion added (gates, cheap operations) with a learning rate of its own.
+    """
+    added = {
+        id(parameter)
+        for region in dynamic.modules()
+        if isinstance(region, DynamicConv)
+        for part in (region.gate, region.frame_rebuilds, region.channel_rebuilds)
+        for parameter in part.parameters()
+    }
+    trainable = [parameter for parameter in dynamic.parameters() if parameter.requires_grad]
+    own = [parameter for parameter in trainable if id(parameter) not in added]
+    groups = (
+        ([p for p in own if p.dim() > 1], config.lr, config.weight_decay),
+        ([p for p in own if p.dim() <= 1], config.lr, 0.0),
+        ([p for p in trainable if id(p) in added], config.gate_lr, 0.0),
+    )
+    return [{"params": params, "lr": lr, "weight_decay": decay} for params, lr, decay in groups if params]
+
+
+def check_labels(labels: Tensor, output: Any) -> None:
+    """Refuse labels that do not fit the network's output (N, classes).
+
+    Raises:
+        DataError: saying which.
+    """
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise DataError(f"finetune: the network gives {shape}; classification needs one row of class scores per clip.")
+    worst = int(labels.max())
+    if worst >= output.shape[1] or int(labels.min()) < 0:
+        raise DataError(
+            f"finetune: label {worst} with a network of {output.shape[1]} classes. Build the network with the data's "
+            "number of classes (zoo.load(name, num_classes=…)), or check the labels."
+        )
+
+
+def _accelerator(config: FinetuneConfig, *, on_cpu: bool) -> Accelerator:
+    try:
+        return Accelerator(mixed_precision=config.mixed_precision, cpu=on_cpu)
+    except ValueError:  # accelerate keeps precision and device per process; an earlier run had others
+        AcceleratorState._reset_state()
+        return Accelerator(mixed_precision=config.mixed_precision, cpu=on_cpu)
+
+
+def _rank(epoch: EpochLog) -> tuple[float, int]:
+    return epoch.objective, -epoch.epoch  # of equals the later: its gates are more settled
+
+
+def _num_batches(loader: Iterable[Any]) -> int:
+    try:
+        count = len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        raise DataError("finetune: the training loader has no length; wrap it in one that knows its batches.") from None
+    if count == 0:
+        raise DataError("finetune: the training loader is empty.")
+    return count

@@ -1,0 +1,97 @@
+"""A fine-tuning run on disk: everything needed to go on, the best network, and the log."""
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor, fx
+
+from vared2_fx.checkpoint import WEIGHTS_FILE, save
+from vared2_fx.config import FinetuneConfig
+from vared2_fx.errors import CheckpointError
+
+_MAY_CHANGE = {"out", "resume", "progress"}
+
+
+class RunFolder:
+    """`last/` (the run's state after an epoch), `best/` (a network for `load`), `log.jsonl` (a line per epoch).
+
+    `last/` is replaced as a whole: a kill at any moment leaves the state of one epoch or of the one before.
+    """
+
+    def __init__(self, config: FinetuneConfig, accelerator: Accelerator) -> None:
+        """Use `config.out`; nothing is written where it is None, nor by any process but the first."""
+        self._config, self._accelerator = config, accelerator
+        self._folder = None if config.out is None else Path(config.out)
+
+    def save_last(self, progress: dict[str, Any]) -> None:
+        """Write the state of everything that `accelerator` prepared, and `progress`, which JSON can hold."""
+        if self._folder is None:
+            return
+        new, last, old = (self._folder / name for name in ("last.new", "last", "last.old"))
+        if self._accelerator.is_main_process:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(new, ignore_errors=True)
+        self._accelerator.wait_for_everyone()
+        self._accelerator.save_state(str(new))
+        if self._accelerator.is_main_process:
+            document = {"config": _comparable(self._config), **progress}
+            (new / "progress.json").write_text(json.dumps(document))
+            shutil.rmtree(old, ignore_errors=True)
+            if last.exists():
+                os.replace(last, old)
+            os.replace(new, last)
+            shutil.rmtree(old, ignore_errors=True)
+            lines = [json.dumps(epoch) for epoch in progress["history"]]
+            (self._folder / "log.jsonl").write_text("\n".join(lines) + "\n")
+
+    def save_best(self, dynamic: fx.GraphModule) -> None:
+        """Write the network as it is now to `best/`."""
+        if self._folder is not None and self._accelerator.is_main_process:
+            save(dynamic, self._folder / "best")
+
+    def resume(self) -> dict[str, Any] | None:
+        """Load the state of `last/` into everything prepared.
+
+        Returns:
+            What `save_last` was given; None where there is nothing to go on with, or `resume` is off.
+
+        Raises:
+            CheckpointError: the run had another config, or its files are damaged.
+        """
+        if self._folder is None or not self._config.resume:
+            return None
+        found = [self._folder / name for name in ("last", "last.old") if (self._folder / name).exists()]
+        if not found:
+            return None
+        try:
+            progress: dict[str, Any] = json.loads((found[0] / "progress.json").read_text())
+            before = progress.pop("config")
+        except (OSError, ValueError, KeyError) as exc:
+            raise CheckpointError(f"resume: {found[0]} is damaged ({exc}); start anew without resume.") from exc
+        changed = [key for key, value in _comparable(self._config).items() if before.get(key) != value]
+        if changed:
+            raise CheckpointError(
+                f"resume: the run in {self._folder} had another {', '.join(changed)}; "
+                "resume with the same config, or start anew in another folder."
+            )
+        try:
+            self._accelerator.load_state(str(found[0]))
+        except Exception as exc:  # whatever the library meets in damaged files
+            raise CheckpointError(f"resume: {found[0]} does not load ({exc}); start anew without resume.") from exc
+        return progress
+
+    def best_weights(self) -> dict[str, Tensor]:
+        """The weights in `best/`."""
+        assert self._folder is not None
+        return load_file(self._folder / "best" / WEIGHTS_FILE)
+
+
+def _comparable(config: FinetuneConfig) -> dict[str, Any]:
+    values = {key: value for key, value in asdict(config).items() if key not in _MAY_CHANGE}
+    return json.loads(json.dumps(values))  # type: ignore[no-any-return]  # as it will be read back: tuples are lists
