@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map_only
 
 from vared2_fx.errors import ConvertError
 from vared2_fx.passes.shapes import Inputs, as_args
@@ -32,7 +33,7 @@ def check(original: nn.Module, converted: fx.GraphModule, example_inputs: Inputs
         )
     worst = 0.0
     for a, b in zip(before, after, strict=True):
-        difference = float((a.double() - b.double()).abs().max() / a.double().abs().max().clamp_min(1e-30))
+        difference = _difference(a.double(), b.double())
         worst = max(worst, difference)
         if not difference <= TOLERANCE.get(a.dtype, 1e-4):
             raise ConvertError(
@@ -42,11 +43,21 @@ def check(original: nn.Module, converted: fx.GraphModule, example_inputs: Inputs
     return worst
 
 
+def _difference(a: Tensor, b: Tensor) -> float:
+    """Largest |a − b| as a share of the largest finite |a|; an infinity or NaN in both is no difference."""
+    same = (a == b) | (a.isnan() & b.isnan())
+    if bool(same.all()):
+        return 0.0
+    largest = a[a.isfinite()].abs().max() if a.isfinite().any() else a.new_zeros(())
+    return float(((a - b).abs()[~same] / largest.clamp_min(1e-30)).max())
+
+
 def _evaluate(model: nn.Module, example_inputs: Inputs) -> list[Tensor]:
     modes = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad():
-            return _tensors(model.eval()(*as_args(example_inputs)))
+            inputs = tree_map_only(Tensor, torch.clone, as_args(example_inputs))  # a network may write into its input
+            return _tensors(model.eval()(*inputs))
     finally:
         for module, training in modes.items():
             module.training = training

@@ -70,7 +70,8 @@ class Plan:
             shape = "" if entry.out_shape is None else by(entry.out_shape)
             what = "R " + " ".join(map(str, entry.grid.frame_strides))
             what += "  r " + " ".join(f"{share:g}" for share in entry.grid.channel_shares)
-            rows.append((entry.path, entry.operation, shape, share, what if entry.converts else f"static: {entry.reason}"))
+            what = what if entry.converts else f"static: {entry.reason}"
+            rows.append((entry.path, entry.operation, shape, share, what))
         head = f"{self.network}: {len(self.converted)} of {len(self.entries)} 3D convolutions convert"
         if self.input_shape is not None and self.macs is not None:
             inside = sum(entry.macs or 0 for entry in self.converted)
@@ -123,10 +124,10 @@ def _check_patterns(where: str, patterns: tuple[str, ...], paths: list[str]) -> 
 
 def _entry(site: Site, config: ConvertConfig, network: int | None, batch: int) -> PlanEntry:
     node = site.nodes[0]
-    source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-    in_shape = source.meta.get("shape") if source is not None else None
+    source = node.args[0] if node.args else node.kwargs["input"]
+    in_shape = source.meta.get("shape") if isinstance(source, fx.Node) else None
     out_shape = node.meta.get("shape")
-    macs = node.meta["macs"] // batch if "macs" in node.meta else None
+    macs = sum(call.meta["macs"] for call in site.nodes) // batch if "macs" in node.meta else None
     grid = ChoiceGrid((1,), (1.0,))
     reason, detail = why_not(site) or _thresholds(site, config, out_shape, macs, network) or ("convert", "")
     if reason == "convert":
@@ -153,6 +154,8 @@ def _thresholds(
         return "excluded", "by include or exclude of the config"
     if site.conv.out_channels < config.min_channels:
         return "few_channels", f"fewer than min_channels={config.min_channels} output channels"
+    if out_shape is not None and len(out_shape) != 5:
+        return "unbatched", "its input has no batch dimension"
     if out_shape is not None and out_shape[2] < config.min_frames:
         return "few_frames", f"fewer than min_frames={config.min_frames} output frames"
     if macs is not None and network and macs < config.min_macs_share * network:

@@ -24,7 +24,9 @@ Reason = Literal[
     "no_choice",
     "padding",
     "parametrized",
+    "read_elsewhere",
     "transposed",
+    "unbatched",
 ]
 """Why a convolution is converted (`convert`) or stays static (the others)."""
 
@@ -53,8 +55,12 @@ def why_not(site: Site) -> tuple[Reason, str] | None:
         return "transposed", "a transposed convolution has no output frames that could be skipped by a stride"
     if len(site.nodes) > 1:
         return "called_twice", f"called {len(site.nodes)} times; each call would need a gate of its own"
+    reads = site.nodes[0].graph.find_nodes(op="get_attr")
+    if any(str(node.target).startswith(f"{site.path}.") for node in reads):
+        return "read_elsewhere", "its weights are also read outside of its call"
     kind = type(conv)
-    if kind.forward is not nn.Conv3d.forward or kind._conv_forward is not nn.Conv3d._conv_forward:
+    own = kind.forward is not nn.Conv3d.forward or kind._conv_forward is not nn.Conv3d._conv_forward
+    if own or not vars(conv).keys().isdisjoint(("forward", "_conv_forward")):
         return "custom_forward", f"{kind.__name__} computes its output in its own way"
     if parametrize.is_parametrized(conv):
         return "parametrized", "its weight is computed from other parameters; remove the parametrization first"

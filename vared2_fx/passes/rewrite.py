@@ -136,7 +136,10 @@ def fix_choices(dynamic: fx.GraphModule, choices: Mapping[str, Choice]) -> fx.Gr
         path = str(node.target)
         x, decision = node.args
         assert isinstance(decision, fx.Node)
-        out.set_submodule(path, module_of(out, node).variant(choices[path]))
+        region = module_of(out, node)
+        variant = region.variant(choices[path])
+        variant.training = region.training
+        out.set_submodule(path, variant)
         node.args = (x,)
         out.graph.erase_node(decision)
     out.graph.lint()

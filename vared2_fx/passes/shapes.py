@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from vared2_fx.errors import ConvertError
@@ -51,28 +52,49 @@ def as_args(example_inputs: Inputs) -> tuple[Any, ...]:
 def measure_shapes(gm: fx.GraphModule, example_inputs: Inputs) -> fx.GraphModule:
     """Write shape, dtype and multiply-adds into the meta of every node of `gm`; returns `gm`.
 
-    Multiply-adds are those of convolutions and matrix products, as `torch.utils.flop_counter` sees them.
+    Multiply-adds are those of convolutions and matrix products, as `torch.utils.flop_counter` sees them. Where a
+    module looks at values, which fake tensors have not, the network runs for real.
 
     Raises:
-        ConvertError: the network does not run on inputs of these shapes.
+        ConvertError: the network does not run on inputs of these shapes, or they hold no clip.
     """
-    modes = {module: module.training for module in gm.modules()}
-    gm.eval()  # in training a norm refuses a single clip
+    shapes = [tuple(x.shape) for x in tree_leaves(example_inputs) if isinstance(x, Tensor)]
+    if any(0 in shape for shape in shapes):
+        raise ConvertError(f"shapes: example inputs of shape {shapes[0]} hold no clip; one is enough.")
     try:
-        with _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-            fakes = [mode.from_tensor(x) if isinstance(x, Tensor) else x for x in as_args(example_inputs)]
-            _Measure(gm).run(*fakes)
+        try:
+            _measure(gm, as_args(example_inputs), fake=True)
+        except Exception:
+            _measure(gm, as_args(example_inputs), fake=False)
     except Exception as exc:
-        shapes = ", ".join(str(tuple(getattr(x, "shape", ()))) for x in as_args(example_inputs))
-        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        sizes = ", ".join(map(str, shapes)) or "unknown"
         raise ConvertError(
-            f"shapes: the network does not run on example inputs of shape {shapes}: {reason}. "
+            f"shapes: the network does not run on example inputs of shape {sizes}: {_first_line(exc)}. "
             "Pass example_inputs of the shape that it is used with, (N, 3, T, H, W) for most."
         ) from exc
+    return gm
+
+
+def _measure(gm: fx.GraphModule, args: tuple[Any, ...], *, fake: bool) -> None:
+    modes = {module: module.training for module in gm.modules()}
+    gm.eval()  # in training a norm refuses a single clip
+    device = next((x.device.type for x in tree_leaves(args) if isinstance(x, Tensor)), "cpu")
+    try:
+        with (
+            _quiet(),
+            FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext() as mode,
+            torch.no_grad(),
+            torch.autocast(device, enabled=False),  # its cache of cast weights is of real tensors
+        ):
+            _Measure(gm).run(*tree_map_only(Tensor, mode.from_tensor if mode else torch.clone, args))
     finally:
         for module, training in modes.items():
             module.training = training
-    return gm
+
+
+def _first_line(exc: Exception) -> str:
+    text = str(exc).strip()
+    return text.splitlines()[0] if text else type(exc).__name__
 
 
 def guess_shapes(gm: fx.GraphModule) -> tuple[int, ...] | None:
@@ -90,9 +112,10 @@ def guess_shapes(gm: fx.GraphModule) -> tuple[int, ...] | None:
     channels = module_of(gm, convs[0]).in_channels
     for frames, pixels in _USUAL_CLIPS:
         shape = (1, channels, frames, pixels, pixels)
+        clip = torch.empty(shape, dtype=first.dtype, device=first.device)
         try:
-            measure_shapes(gm, torch.empty(shape, dtype=first.dtype, device=first.device))
-        except ConvertError:
+            _measure(gm, (clip,), fake=not clip.is_meta)  # meta tensors are fake enough
+        except Exception:
             continue
         return shape
     for node in gm.graph.nodes:

@@ -10,6 +10,10 @@ from vared2_fx.errors import ConvertError
 CONVOLUTIONS = (nn.Conv3d, nn.ConvTranspose3d)
 """One node each, subclasses from anywhere included (torch.fx would look into those)."""
 
+CONVERSION = "vared2_fx"
+"""Where a converted network keeps how it was made: in `meta`, which deep copies keep, and as an attribute, which
+pickles keep."""
+
 
 class ConvTracer(fx.Tracer):
     """Traces into a module only as far as there are 3D convolutions inside.
@@ -54,16 +58,23 @@ def trace(own: nn.Module) -> fx.GraphModule:
             f"trace: torch.fx cannot follow {kind}.forward ({type(exc).__name__}: {exc}). "
             "Wrap the part that depends on tensor values in a module of its own without convolutions."
         ) from exc
-    gm = fx.GraphModule(own, graph, kind)
-    gm.training = own.training
-    return gm
+    return _graph_module(own, graph, kind)
 
 
 def fork(gm: fx.GraphModule) -> fx.GraphModule:
     """Give `gm` a graph and a module tree of its own; leaf modules stay shared, so replace them, never edit them."""
-    out = fx.GraphModule(gm, copy.deepcopy(gm.graph), gm._get_name())
-    out.training = gm.training
+    out = _graph_module(gm, copy.deepcopy(gm.graph), gm._get_name())
     out.meta.update(gm.meta)
+    if CONVERSION in vars(gm):
+        setattr(out, CONVERSION, getattr(gm, CONVERSION))
+    return out
+
+
+def _graph_module(source: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
+    """A GraphModule whose containers, which torch.fx makes anew, have the modes of those that they stand for."""
+    out = fx.GraphModule(source, graph, name)
+    for path, module in out.named_modules():
+        module.training = source.get_submodule(path).training
     return out
 
 
@@ -77,4 +88,3 @@ def module_of(gm: fx.GraphModule, node: fx.Node) -> Any:
     """The module that `node` calls."""
     assert isinstance(node.target, str)
     return gm.get_submodule(node.target)
-

@@ -6,11 +6,12 @@ N clips; J frame strides, I channel shares of a region.
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from vared2_fx.layers import FULL, Decision
+from vared2_fx.passes.rewrite import regions
 from vared2_fx.passes.shapes import Inputs, as_args, measure_shapes, total_macs
-from vared2_fx.passes.trace import fork
+from vared2_fx.passes.trace import fork, trace
 from vared2_fx.policy.fix import specialize
 
 
@@ -37,19 +38,26 @@ def expected_macs(decision: Decision) -> Tensor:
     """
     num_strides = decision.macs.shape[0]
     strides, shares = decision.weights[:, :num_strides], decision.weights[:, num_strides:]
-    strides, shares = (w / w.sum(1, keepdim=True) for w in (strides, shares))
-    table = decision.macs.to(strides.dtype)
-    return torch.einsum("nj,ni,ji->n", strides, shares, table) + decision.gate_macs
+    precise = torch.promote_types(decision.weights.dtype, torch.float32)  # a half cannot hold multiply-adds
+    strides, shares = ((w / w.sum(1, keepdim=True)).to(precise) for w in (strides, shares))
+    table = decision.macs.to(precise)  # no einsum: autocast would make halves of it again
+    return (strides[:, :, None] * shares[:, None, :] * table).sum((1, 2)) + decision.gate_macs
 
 
-def dense_macs(dynamic: fx.GraphModule, example_inputs: Inputs) -> int:
-    """Multiply-adds per clip of the network that was converted: every region in full, no gate.
+def dense_macs(model: nn.Module, example_inputs: Inputs) -> int:
+    """Multiply-adds per clip of a network; of a converted one with every region in full and no gate.
 
     Args:
-        dynamic: a converted network.
+        model: any network that can be traced.
         example_inputs: a clip batch, for its shape.
+
+    Raises:
+        ConvertError: the network cannot be traced or does not run on these inputs.
     """
-    static = fork(specialize(dynamic, {"*": FULL}))
+    if isinstance(model, fx.GraphModule) and regions(model):
+        static = fork(specialize(model, {"*": FULL}))
+    else:
+        static = trace(model)
     first = as_args(example_inputs)[0]
     return total_macs(measure_shapes(static, example_inputs)) // len(first)
 
@@ -58,8 +66,10 @@ def clip_macs(decisions: Mapping[str, Decision], dense: int) -> Tensor:
     """Multiply-adds that evaluation runs for each clip in the whole network, all overhead counted: int64 (N,).
 
     Args:
-        decisions: what `with_decisions` returned for the batch.
+        decisions: what `with_decisions` returned for the batch; none for a static network, whose clips cost `dense`.
         dense: `dense_macs` at the batch's clip shape.
     """
+    if not decisions:
+        return torch.tensor([dense])
     extra = torch.stack([computed_macs(decision) - decision.macs[0, 0] for decision in decisions.values()])
     return dense + extra.sum(0)

@@ -1,16 +1,16 @@
 """Accuracy and multiply-adds over data."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx
+from torch import Tensor, fx, nn
 
-from vared2_fx.convert import conversion
 from vared2_fx.errors import DataError
-from vared2_fx.passes.rewrite import with_decisions
+from vared2_fx.layers import Decision
+from vared2_fx.passes.rewrite import regions, with_decisions
 from vared2_fx.policy.statistics import clip_macs, dense_macs
 from vared2_fx.tables import percent, si
 from vared2_fx.train.batches import Batch, as_batch
@@ -70,28 +70,27 @@ class Evaluation:
         )
 
 
-def evaluate(dynamic: fx.GraphModule, loader: Iterable[Any]) -> Evaluation:
-    """Run a converted network over a loader, in evaluation mode.
+def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
+    """Run a network over a loader, in evaluation mode.
 
     Args:
-        dynamic: a converted network; its mode is restored.
+        model: a converted network, or any other, which takes the same multiply-adds for every clip. Its mode is
+            restored.
         loader: batches as dicts with "video" and "label", or pairs (clips, labels).
 
     Returns:
         Per clip the answer and the multiply-adds it took.
 
     Raises:
-        ConvertError: `dynamic` is not a converted network.
         DataError: the loader is empty, or a batch has no clips and labels.
     """
-    conversion(dynamic)
-    observed = with_decisions(dynamic)
-    device = next(dynamic.parameters()).device
-    modes = {module: module.training for module in dynamic.modules()}
+    observed = _observed(model)
+    device = next(model.parameters()).device
+    modes = {module: module.training for module in model.modules()}
     results: list[ClipResult] = []
     dense: dict[tuple[int, ...], int] = {}
     loss = 0.0
-    observed.eval()
+    model.eval()
     try:
         with torch.no_grad():
             for raw in loader:
@@ -99,13 +98,13 @@ def evaluate(dynamic: fx.GraphModule, loader: Iterable[Any]) -> Evaluation:
                 output, decisions = observed(*model_args(batch))
                 shape = clip_shape(batch)
                 if shape not in dense:
-                    dense[shape] = dense_macs(dynamic, model_args(batch))
+                    dense[shape] = dense_macs(model, model_args(batch))
                 loss += float(F.cross_entropy(output.float(), batch.labels, reduction="sum"))
                 rows = zip(
                     batch.names or [""] * len(batch.labels),
                     batch.labels.tolist(),
                     output.argmax(1).tolist(),
-                    clip_macs(decisions, dense[shape]).tolist(),
+                    clip_macs(decisions, dense[shape]).expand(len(batch.labels)).tolist(),
                     strict=True,
                 )
                 results.extend(ClipResult(name=n, label=y, prediction=p, macs=m) for n, y, p, m in rows)
@@ -115,6 +114,12 @@ def evaluate(dynamic: fx.GraphModule, loader: Iterable[Any]) -> Evaluation:
     if not results:
         raise DataError("evaluate: the loader gave no clips.")
     return Evaluation(clips=tuple(results), loss=loss / len(results), dense_macs=max(dense.values()))
+
+
+def _observed(model: nn.Module) -> Callable[..., tuple[Tensor, dict[str, Decision]]]:
+    if isinstance(model, fx.GraphModule) and regions(model):
+        return with_decisions(model).eval()
+    return lambda *args: (model(*args), {})
 
 
 def model_args(batch: Batch) -> tuple[Any, ...]:

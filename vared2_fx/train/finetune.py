@@ -249,8 +249,10 @@ class _EpochMeter:
 
 
 def parameter_groups(dynamic: nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:
-    """Trainable parameters for an optimiser: kernels with weight decay, norms and biases without, and what
-    conversion added (gates, cheap operations) with a learning rate of its own.
+    """Trainable parameters in groups for an optimiser.
+
+    Kernels with weight decay, norms and biases without, and what conversion added (gates, cheap operations)
+    with a learning rate of its own.
     """
     added = {
         id(parameter)

@@ -1,0 +1,73 @@
+"""What every benchmark needs: the machine in words, interleaved timing, peak memory, results on disk."""
+
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torchvision
+
+import vared2_fx as vr
+from vared2_fx.report.environment import processor
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Versions, processor and threads of this run."""
+    return {
+        "vared2_fx": vr.__version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def interleaved(runs: dict[str, Callable[[], Any]], *, rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Seconds of each run, in turn: A B A B …, so that a change of the machine's speed meets all alike."""
+    for _ in range(warmup):
+        for run in runs.values():
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratios(seconds: dict[str, list[float]], name: str, base: str) -> dict[str, float]:
+    """Median, smallest and largest of the round-by-round ratios of `name` to `base`."""
+    values = [a / b for a, b in zip(seconds[name], seconds[base], strict=True)]
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def peak_mib() -> float:
+    """Largest resident memory of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def in_own_process(script: str, *args: str) -> dict[str, Any]:
+    """Run `script` with `args` in a fresh interpreter; the last line it prints is its JSON answer."""
+    done = subprocess.run([sys.executable, script, *args], capture_output=True, text=True, check=True)
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def write(name: str, result: dict[str, Any]) -> None:
+    """Put a result into `results/` and on the screen."""
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"machine": machine(), **result}, indent=1)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+    print(text)

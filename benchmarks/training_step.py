@@ -1,0 +1,89 @@
+"""Time and memory of a training step: r3d_18 as it is, and converted (gate per convolution).
+
+    python benchmarks/training_step.py [--network r3d_18] [--batch 8] [--frames 8] [--crop 112] [--threads 2]
+
+A step is forward, backward and an SGD update, fp32, default memory format. Times are interleaved in one process;
+peak memory is that of a process that does nothing else. Aim: both at most 1.5 times the base's.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from common import in_own_process, interleaved, peak_mib, ratios, write
+
+import vared2_fx as vr
+from vared2_fx.policy.statistics import dense_macs
+
+
+def make_step(kind: str, args: argparse.Namespace) -> Callable[[], None]:
+    torch.manual_seed(0)
+    clips = torch.randn(args.batch, 3, args.frames, args.crop, args.crop)
+    labels = torch.zeros(args.batch, dtype=torch.long)
+    model = vr.zoo.load(args.network, num_classes=10)
+    if kind == "base":
+        model.train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            F.cross_entropy(model(clips), labels).backward()
+            optimizer.step()
+
+        return step
+    dynamic = vr.convert(model, config=vr.ConvertConfig(gate=kind))
+    del model
+    observed = vr.with_decisions(dynamic).train()
+    dense = dense_macs(dynamic, clips)
+    optimizer = torch.optim.SGD(observed.parameters(), lr=1e-3, momentum=0.9)
+
+    def dynamic_step() -> None:
+        optimizer.zero_grad()
+        output, decisions = observed(clips)
+        loss = F.cross_entropy(output, labels) + vr.efficiency_loss(decisions, dense=dense)
+        loss.backward()
+        optimizer.step()
+
+    return dynamic_step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="r3d_18")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--crop", type=int, default=112)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.memory_of:
+        before = peak_mib()
+        step = make_step(args.memory_of, args)
+        for _ in range(2):
+            step()
+        print(json.dumps({"peak_mib": peak_mib() - before}))
+        return
+    kinds = ("base", "gumbel", "soft_modulation")
+    options = [f"--{name}={getattr(args, name)}" for name in ("network", "batch", "frames", "crop", "threads")]
+    memory = {kind: in_own_process(__file__, *options, f"--memory-of={kind}")["peak_mib"] for kind in kinds}
+    seconds = interleaved({kind: make_step(kind, args) for kind in kinds}, rounds=args.rounds)
+    write(
+        f"training_step_{args.network}",
+        {
+            "clip": [args.batch, 3, args.frames, args.crop, args.crop],
+            "dtype": "float32",
+            "layout": "contiguous",
+            "seconds": seconds,
+            "peak_mib_beyond_imports": memory,
+            "time_ratio": {kind: ratios(seconds, kind, "base") for kind in kinds[1:]},
+            "memory_ratio": {kind: memory[kind] / memory["base"] for kind in kinds[1:]},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
