@@ -7,12 +7,14 @@ from vared2_fx.convert import convert, scan
 from vared2_fx.layers import Choice, Decision
 from vared2_fx.passes.rewrite import with_decisions
 from vared2_fx.policy.fix import full, policy, specialize
+from vared2_fx.report import CompressionReport, report
 from vared2_fx.train import Evaluation, FinetuneResult, efficiency_loss, evaluate, finetune
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Choice",
+    "CompressionReport",
     "ConvertConfig",
     "Decision",
     "Evaluation",
@@ -25,6 +27,7 @@ __all__ = [
     "full",
     "load",
     "policy",
+    "report",
     "save",
     "scan",
     "specialize",

@@ -1,6 +1,7 @@
 """What a user may choose: frozen, keyword-only, checked when made."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, get_args
 
 from vared2_fx.errors import ConvertError
@@ -39,7 +40,8 @@ class ConvertConfig:
     """Time bins to which a gate pools its input, so that it serves every clip length."""
 
     normalize: bool = True
-    """Soft modulation only: let the weights sum to one. False is the paper's form as we understand it."""
+    """Soft modulation only: let the weights sum to one. False is the paper's form as we understand it; the converted
+    network then starts near the original, not at it."""
 
     frame_rebuild: FrameRebuildKind = "repeat"
     """Φt. `repeat`: scale and bias of the computed frame before; `interpolate`: of it and the next one."""
@@ -87,7 +89,7 @@ def _check_frame_strides(strides: tuple[int, ...]) -> None:
         raise ConvertError(
             f"ConvertConfig: frame_strides={strides}: let it begin with 1, or the pretrained result is out of reach."
         )
-    for fine, coarse in zip(strides, strides[1:], strict=False):
+    for fine, coarse in pairwise(strides):
         if not isinstance(coarse, int) or coarse <= fine or coarse % fine:
             raise ConvertError(
                 f"ConvertConfig: frame_strides={strides}: {coarse} does not follow {fine}; each has to be a larger "
@@ -100,10 +102,11 @@ def _check_channel_shares(shares: tuple[float, ...]) -> None:
         raise ConvertError(
             f"ConvertConfig: channel_shares={shares}: let it begin with 1.0, or the pretrained result is out of reach."
         )
-    for wide, narrow in zip(shares, shares[1:], strict=False):
+    for wide, narrow in pairwise(shares):
         if not 0.0 < narrow < wide:
             raise ConvertError(
-                f"ConvertConfig: channel_shares={shares}: {narrow} does not follow {wide}; shares fall and stay above 0."
+                f"ConvertConfig: channel_shares={shares}: {narrow} does not follow {wide}; "
+                "shares fall and stay above 0."
             )
 
 

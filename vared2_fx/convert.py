@@ -1,19 +1,23 @@
 """The two calls that a user begins with: `scan` looks, `convert` changes a copy."""
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from vared2_fx import zoo
 from vared2_fx.config import ConvertConfig
 from vared2_fx.errors import ConvertError, ZooError
+from vared2_fx.layers import ConvVariant, DynamicConv
 from vared2_fx.passes.check import check
 from vared2_fx.passes.pipeline import pipeline, run_passes
 from vared2_fx.passes.plan import Plan, make_plan
-from vared2_fx.passes.shapes import Inputs, as_args, guess_shapes, measure_shapes
-from vared2_fx.passes.trace import copy_model, trace
+from vared2_fx.passes.shapes import Inputs, guess_shapes, measure_shapes
+from vared2_fx.passes.trace import CONVERSION, copy_model, trace
+from vared2_fx.policy.fix import full
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +48,7 @@ def scan(model: nn.Module, example_inputs: Inputs | None = None, config: Convert
         ConvertError: the network cannot be traced, does not run on the example inputs, or the config names
             layers that are not there.
     """
-    return _look(copy_model(_unconverted(model)), example_inputs, config or ConvertConfig())[1]
+    return _look(copy_model(_convertible(model)), example_inputs, config or ConvertConfig())[1]
 
 
 def convert(
@@ -67,7 +71,7 @@ def convert(
         ConvertError: as for `scan`; or nothing can be converted; or the result would differ from the original.
     """
     config = config or ConvertConfig()
-    own = copy_model(_unconverted(model))
+    own = copy_model(_convertible(model))
     gm, plan = _look(own, example_inputs, config)
     if not plan.converted:
         reasons = sorted({f"{entry.reason} ({entry.detail})" for entry in plan.skipped})
@@ -77,7 +81,9 @@ def convert(
         )
     dynamic = apply_plan(gm, plan, config, getattr(own, "vared2_source", None))
     if example_inputs is not None:
-        log.info("check: largest difference %.1e of the largest output", check(own, dynamic, example_inputs))
+        exact = config.gate == "gumbel" or config.normalize
+        with nullcontext() if exact else full(dynamic):
+            log.info("check: largest difference %.1e of the largest output", check(own, dynamic, example_inputs))
     return dynamic
 
 
@@ -87,7 +93,7 @@ def conversion(dynamic: nn.Module) -> Conversion:
     Raises:
         ConvertError: it was not made by `convert` or `load`.
     """
-    found = getattr(dynamic, "meta", {}).get("vared2_fx")
+    found = getattr(dynamic, "meta", {}).get(CONVERSION, vars(dynamic).get(CONVERSION))
     if not isinstance(found, Conversion):
         raise ConvertError(f"{type(dynamic).__name__} is not a converted network; call convert(model) first.")
     return found
@@ -100,13 +106,32 @@ def apply_plan(
     dynamic = run_passes(gm, pipeline(config, plan))
     for node in dynamic.graph.nodes:
         node.meta.clear()  # shapes of the example; they need not hold for what comes
-    dynamic.meta["vared2_fx"] = Conversion(config=config, plan=plan, source=source)
+    dynamic.meta[CONVERSION] = Conversion(config=config, plan=plan, source=source)
+    setattr(dynamic, CONVERSION, dynamic.meta[CONVERSION])
     return dynamic
 
 
-def _unconverted(model: nn.Module) -> nn.Module:
-    if "vared2_fx" in getattr(model, "meta", {}):
+def _convertible(model: nn.Module) -> nn.Module:
+    """`model`, unless it is no plain network.
+
+    Raises:
+        ConvertError: it says what to pass instead.
+    """
+    kind = type(model).__name__
+    if not isinstance(model, nn.Module):
+        raise ConvertError(f"convert: expected a torch.nn.Module, got {kind}; a network of the zoo is zoo.load(name).")
+    if any(isinstance(module, (DynamicConv, ConvVariant)) for module in model.modules()):
         raise ConvertError("convert: this network is converted already; convert the original with another config.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConvertError(f"convert: {kind} is a compiled program; convert the network that it was made from.")
+    parallel = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+    for inner in ("module",) if parallel else ("_orig_mod",):  # the second is what torch.compile wraps
+        if inner in model._modules:
+            raise ConvertError(f"convert: {kind} is a wrapper; pass the network inside it, model.{inner}.")
+    if model._forward_hooks or model._forward_pre_hooks or model._backward_hooks or model._backward_pre_hooks:
+        raise ConvertError(
+            f"convert: {kind} itself carries hooks, which would be lost; set them on the result instead."
+        )
     return model
 
 
@@ -124,8 +149,8 @@ def _known_shape(gm: fx.GraphModule, own: nn.Module) -> tuple[tuple[int, ...] | 
     source = getattr(own, "vared2_source", None)
     if source is not None:
         try:
-            clip = zoo.spec(source["name"]).example_inputs()
-            measure_shapes(gm, clip.to(next(own.parameters()).dtype))
+            clip = zoo.spec(source["name"]).example_inputs().to(next(own.parameters()))
+            measure_shapes(gm, clip)
             return tuple(clip.shape), False
         except (ZooError, ConvertError):
             log.info("%s does not run on the zoo's clip size", source["name"])
@@ -133,5 +158,5 @@ def _known_shape(gm: fx.GraphModule, own: nn.Module) -> tuple[tuple[int, ...] | 
 
 
 def _shape_of(example_inputs: Inputs) -> tuple[int, ...]:
-    first = next((x for x in as_args(example_inputs) if isinstance(x, Tensor)), torch.empty(1))
+    first = next((x for x in tree_leaves(example_inputs) if isinstance(x, Tensor)), torch.empty(1))
     return tuple(first.shape)

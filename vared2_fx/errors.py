@@ -26,3 +26,7 @@ class ZooError(Vared2Error):
 
 class TrainError(Vared2Error):
     """Fine-tuning cannot go on."""
+
+
+class ReportError(Vared2Error):
+    """A report cannot be made from this data, or read."""

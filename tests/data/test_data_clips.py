@@ -55,9 +55,7 @@ def test_values_are_normalised(write_video, clip_config):
     config = replace(clip_config, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
     path = write_video(num_frames=20)
     plain, normal = read_clip(path, clip_config), read_clip(path, config)
-    expected = (plain - torch.tensor(config.mean).view(3, 1, 1, 1)) / torch.tensor(config.std).view(
-        3, 1, 1, 1
-    )
+    expected = (plain - torch.tensor(config.mean).view(3, 1, 1, 1)) / torch.tensor(config.std).view(3, 1, 1, 1)
     torch.testing.assert_close(normal, expected)
     assert plain.min() > 0
     assert plain.max() < 1

@@ -24,9 +24,7 @@ def test_evaluation_batches(video_folder, clip_config):
     assert [tuple(batch["video"].shape) for batch in batches] == [(4, 3, 8, 16, 16), (2, 3, 8, 16, 16)]
     assert torch.cat([batch["label"] for batch in batches]).tolist() == [0, 0, 0, 1, 1, 1]
     assert batches[0]["label"].dtype == torch.int64
-    assert [name for batch in batches for name in batch["video_name"]] == [
-        path for path, _ in loader.listing.videos
-    ]
+    assert [name for batch in batches for name in batch["video_name"]] == [path for path, _ in loader.listing.videos]
     again = list(loader)
     torch.testing.assert_close(again[0]["video"], batches[0]["video"], rtol=0, atol=0)
 
@@ -40,9 +38,7 @@ def test_several_clips_per_video(video_folder, clip_config):
 
 def test_training_is_the_same_for_a_seed_and_any_number_of_workers(video_folder, clip_config):
     def epochs(*, seed: int, num_workers: int) -> list[torch.Tensor]:
-        loader = make_loader(
-            video_folder, clip_config, batch_size=2, training=True, seed=seed, num_workers=num_workers
-        )
+        loader = make_loader(video_folder, clip_config, batch_size=2, training=True, seed=seed, num_workers=num_workers)
         torch.manual_seed(num_workers)  # nothing may depend on the state around
         random.seed(num_workers)
         return [torch.cat([batch["video"] for batch in loader]) for _ in range(2)]

@@ -92,9 +92,7 @@ print(peak() - before)
 
 def test_a_clip_does_not_keep_the_video_in_memory(write_video):
     path = write_video(num_frames=75, height=720, width=1280)
-    run = subprocess.run(
-        [sys.executable, "-c", _PEAK, path], check=True, capture_output=True, text=True, timeout=120
-    )
+    run = subprocess.run([sys.executable, "-c", _PEAK, path], check=True, capture_output=True, text=True, timeout=120)
     whole_mb = 75 * 720 * 1280 * 3 / 2**20  # as bytes; four times that as float32
     assert float(run.stdout) < 0.4 * whole_mb
 

@@ -62,9 +62,7 @@ class ClipConfig:
                 f"Set short_side to {self.crop} or more."
             )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise DataError(
-                f"ClipConfig: mean={self.mean}, std={self.std}: three numbers each (R, G, B), std above 0."
-            )
+            raise DataError(f"ClipConfig: mean={self.mean}, std={self.std}: three numbers each (R, G, B), std above 0.")
 
     @classmethod
     def from_spec(cls, spec: "Spec") -> "ClipConfig":

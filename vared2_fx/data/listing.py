@@ -78,8 +78,7 @@ def list_videos(
     if path.is_file():
         return _list_csv(path, names)
     raise DataError(
-        f"`{path}` does not exist. Give a folder with one folder of videos per class, or a CSV with rows "
-        "`path,label`."
+        f"`{path}` does not exist. Give a folder with one folder of videos per class, or a CSV with rows `path,label`."
     )
 
 
@@ -113,9 +112,7 @@ def _list_folder(root: Path, classes: tuple[str, ...] | None) -> VideoListing:
 
 def _videos_in(folder: Path) -> list[Path]:
     return sorted(
-        p
-        for p in folder.iterdir()
-        if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file() and not p.name.startswith(".")
+        p for p in folder.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file() and not p.name.startswith(".")
     )
 
 
@@ -157,9 +154,7 @@ def _csv_rows(path: Path) -> list[tuple[int, str, str]]:
                 continue
             rows.append((reader.line_num, cells[0], cells[1]))
     except csv.Error as error:
-        raise DataError(
-            f"`{path}`, line {reader.line_num}: not CSV ({error}). Expected `path,label`."
-        ) from error
+        raise DataError(f"`{path}`, line {reader.line_num}: not CSV ({error}). Expected `path,label`.") from error
     if not rows:
         raise DataError(f"`{path}` lists no videos. Write one row `path,label` per video.")
     return rows
@@ -177,9 +172,7 @@ def _read_text(path: Path, *, what: str) -> str:
 def _checked_classes(names: tuple[str, ...], *, where: str) -> tuple[str, ...]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise DataError(
-            f"{where}: class {_some(tuple(twice))} is named more than once. Name each class once."
-        )
+        raise DataError(f"{where}: class {_some(tuple(twice))} is named more than once. Name each class once.")
     if not names:
         raise DataError(f"{where}: no class names. Give at least one.")
     return names

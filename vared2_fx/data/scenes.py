@@ -33,9 +33,9 @@ CLASSES = (
     "moving_clockwise",
     "shaking_fast",
     "shaking_slow",
+    "static_cross",
     "static_disc",
-    "static_square",
-    "static_triangle",
+    "static_ring",
     "zooming_in",
     "zooming_out",
 )
@@ -47,7 +47,7 @@ KINDS = ("static", "moving", "zooming", "shaking")
 FPS = 16
 """Frames per second of the files."""
 
-_SHAPES = ("disc", "square", "triangle")
+_SHAPES = ("cross", "disc", "ring")
 _TURN_FRAMES = (7.0, 9.0)  # frames of one turn of the object, or of one pulse of the zoom
 _SHAKES_PER_FRAME = {"slow": 0.125, "fast": 0.375}
 
@@ -125,8 +125,8 @@ def render_scene(
     world_y, world_x = np.broadcast_arrays(world_y, world_x)
     background = _texture(world_y, world_x, rng, size=size)
     mask = _mask(shape, world_y, world_x, motion.thing, rng)[..., None]
-    picture = background * (1 - mask) + _contrasting(background, rng) * mask
-    noise = rng.standard_normal(picture.shape, np.float32) * rng.uniform(2, 14)
+    picture = background * (1 - mask) + _brighter(background, rng) * mask
+    noise = rng.standard_normal(picture.shape, np.float32) * rng.uniform(2, 20)
     return np.clip(picture + noise, 0, 255).astype(np.uint8)
 
 
@@ -150,14 +150,14 @@ class _Motion:
         thing = np.tile(rng.uniform(-0.22, 0.22, 2) * size, (num_frames, 1))
         if kind == "moving":
             angle = 2 * np.pi * (turns if which == "clockwise" else -turns)  # y points down
-            radius = rng.uniform(0.12, 0.2) * size
+            radius = rng.uniform(0.02, 0.16) * size
             thing = thing * 0.5 + radius * np.stack([np.sin(angle), np.cos(angle)], axis=1)
         elif kind == "zooming":
-            zoom = np.exp(rng.uniform(0.25, 0.45) * ((turns if which == "in" else -turns) % 1.0))
+            zoom = np.exp(rng.uniform(0.04, 0.3) * ((turns if which == "in" else -turns) % 1.0))
         elif kind == "shaking":
             direction = rng.uniform(0, 2 * np.pi)
             cycles = time * _SHAKES_PER_FRAME[which] * rng.uniform(0.94, 1.06)
-            sway = rng.uniform(0.03, 0.06) * size * np.sin(2 * np.pi * cycles)
+            sway = rng.uniform(0.005, 0.04) * size * np.sin(2 * np.pi * cycles)
             camera = sway[:, None] * np.array([np.sin(direction), np.cos(direction)])
         return cls(*(a.astype(np.float32) for a in (camera, thing, zoom)))
 
@@ -173,31 +173,30 @@ def _texture(y: Floats, x: Floats, rng: np.random.Generator, *, size: int) -> Fl
     if rng.random() < 0.3:
         pattern = np.sign(pattern)
     weight = 0.5 + 0.5 * np.tanh(pattern)[..., None]
-    first = rng.uniform(30, 225, 3).astype(np.float32)
-    second = np.clip(first + rng.uniform(-70, 70, 3).astype(np.float32), 0, 255)
+    first = rng.uniform(20, 140, 3).astype(np.float32)
+    second = np.clip(first + rng.uniform(-55, 55, 3).astype(np.float32), 0, 255)
     return np.asarray(first * (1 - weight) + second * weight)
 
 
 def _mask(shape: str, y: Floats, x: Floats, middle: Floats, rng: np.random.Generator) -> Floats:
     """Cover of the object at the given points, 0...1 with an edge one pixel wide; (T, H, W)."""
-    radius, angle = rng.uniform(7.0, 11.0), rng.uniform(0, 2 * np.pi)
+    radius, angle = rng.uniform(7.5, 11.0), rng.uniform(0, 2 * math.pi)  # all shapes have the disc's area
     y, x = y - middle[:, 0, None, None], x - middle[:, 1, None, None]
-    if shape == "disc":
-        outside = np.hypot(y, x) - radius
+    if shape == "cross":
+        along, across = 1.19 * radius, 1.19 / 3 * radius  # half the length and the width of an arm
+        sin, cos = math.sin(angle), math.cos(angle)
+        u, v = np.abs(cos * x + sin * y), np.abs(cos * y - sin * x)
+        outside = np.maximum(np.maximum(u, v) - along, np.minimum(u, v) - across)
+    elif shape == "ring":
+        outside = np.abs(np.hypot(y, x) - radius) - radius / 4  # from 3/4 to 5/4 of the radius
     else:
-        corners = {"square": 4, "triangle": 3}[shape]
-        # a regular polygon of the disc's area: its inradius, and the largest of the distances to its sides
-        inradius = radius * math.sqrt(math.pi / (corners * math.tan(math.pi / corners)))
-        sides = (angle + 2 * np.pi * np.arange(corners) / corners).tolist()
-        outside = np.max([math.sin(a) * y + math.cos(a) * x for a in sides], axis=0) - inradius
+        outside = np.hypot(y, x) - radius
     return np.asarray(np.clip(0.5 - outside, 0.0, 1.0))
 
 
-def _contrasting(background: Floats, rng: np.random.Generator) -> Floats:
-    """Draw a colour that stands off from the background's mean by 45 to 110 grey levels per channel."""
-    mean = background.mean(axis=(0, 1, 2))
-    step = (rng.uniform(45, 110, 3) * rng.choice([-1, 1], 3)).astype(np.float32)
-    return np.asarray(np.where((mean + step < 0) | (mean + step > 255), mean - step, mean + step))
+def _brighter(background: Floats, rng: np.random.Generator) -> Floats:
+    """Draw a colour brighter than the background's mean, by 40 to 100 grey levels per channel."""
+    return np.asarray(background.mean(axis=(0, 1, 2)) + rng.uniform(40, 100, 3).astype(np.float32))
 
 
 def _encode(path: Path, frames: NDArray[np.uint8]) -> None:
@@ -205,8 +204,9 @@ def _encode(path: Path, frames: NDArray[np.uint8]) -> None:
         stream: Any = container.add_stream("libx264", rate=Fraction(FPS))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.thread_count = 1  # the same bytes on every machine, and quicker for videos as small as these
-        stream.options = {"crf": "20", "preset": "veryfast"}
+        stream.thread_count = 1  # quicker for videos as small as these
+        # without looking ahead, whose result varies from run to run: the same scene gives the same file
+        stream.options = {"crf": "20", "preset": "veryfast", "x264-params": "rc-lookahead=0:mbtree=0"}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())

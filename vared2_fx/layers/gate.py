@@ -7,19 +7,21 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vared2_fx.config import GateKind
+from vared2_fx.errors import ConvertError
 from vared2_fx.layers.geometry import ChoiceGrid, Size
 
 _POOL_CELLS = 8
 _OPEN = 2.0
 """Starting bias between the full choice and the others, on either side of zero for soft modulation."""
 
-_fixed: ContextVar[Mapping["Gate", tuple[int, int]]] = ContextVar("vared2_fx_fixed", default={})
+_fixed: ContextVar[Mapping["Gate", tuple[int, int]]] = ContextVar("vared2_fx_fixed", default=MappingProxyType({}))
 
 
 @contextmanager
@@ -106,14 +108,20 @@ class Gate(nn.Module):
         Returns:
             (N, J + I): a weight for each frame stride, then one for each channel share. Zero: not computed.
         """
+        if x.dim() != 5:
+            raise ConvertError(
+                f"gate: an input of shape {tuple(x.shape)}; (N, C, T, H, W) is expected, also for one clip."
+            )
         entries = self._fixed_entries(x)
         if entries is not None:
             return entries
         z = self.out(torch.tanh(self._normed(self.hidden(self._look(x)))))
+        z = z.nan_to_num(nan=0.0)  # features that overflowed decide nothing: evaluation computes everything
         num_strides = len(self.grid.frame_strides)
         offered = [stride <= self.out_frames(x.shape[2]) for stride in self.grid.frame_strides]
         if not all(offered):
-            z = z.masked_fill(~torch.tensor(offered + [True] * len(self.grid.channel_shares), device=z.device), -math.inf)
+            offered += [True] * len(self.grid.channel_shares)
+            z = z.masked_fill(~torch.tensor(offered, device=z.device), -math.inf)
         return torch.cat([self._weigh(z[:, :num_strides]), self._weigh(z[:, num_strides:])], dim=1)
 
     def macs(self, in_size: Size) -> int:

@@ -112,14 +112,16 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, own: Tensor, bias: Tensor, num_picks: int, *rest: Tensor) -> Tensor:
         picks, matrices = rest[:num_picks], rest[num_picks:]
+        whole = y.new_empty(*own.shape[:3], *y.shape[3:])  # no view, or what follows could not work in place
+        out = whole.flatten(3)
         with torch.autocast(y.device.type, enabled=False):
-            out = _apply(own, y.flatten(3))
+            torch.bmm(own.flatten(0, 1), y.flatten(3).flatten(0, 1), out=out.flatten(0, 1))
             for pick, matrix in zip(picks, matrices, strict=True):
                 out[:, -matrix.shape[1] :] += _apply(matrix, _gather(pick, y).flatten(3))
             out += bias.unsqueeze(3)
         ctx.save_for_backward(y, own, *rest)
         ctx.num_picks = num_picks
-        return out.unflatten(3, y.shape[3:])
+        return whole
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -149,9 +151,11 @@ def _gather(pick: Tensor, y: Tensor) -> Tensor:
 
 def _apply(matrices: Tensor, maps: Tensor) -> Tensor:
     """(N, C, T, S) @ (N, C, S, P)."""
-    return torch.bmm(matrices.flatten(0, 1), maps.flatten(0, 1)).unflatten(0, maps.shape[:2])
+    product = torch.bmm(matrices.flatten(0, 1), maps.flatten(0, 1))
+    return product.view(*maps.shape[:2], *product.shape[1:])
 
 
 def _outer(left: Tensor, right: Tensor) -> Tensor:
     """(N, C, T, P) @ (N, C, S, P)ᵀ."""
-    return torch.bmm(left.flatten(0, 1), right.flatten(0, 1).transpose(1, 2)).unflatten(0, left.shape[:2])
+    product = torch.bmm(left.flatten(0, 1), right.flatten(0, 1).transpose(1, 2))
+    return product.view(*left.shape[:2], *product.shape[1:])

@@ -26,6 +26,7 @@ class FrameRebuild(nn.Module):
         super().__init__()
         self.stride = stride
         phases = torch.arange(1, stride).float().div(stride).unsqueeze(1).expand(-1, channels)
+        self.next_scale: Tensor | None
         self.scale = nn.Parameter(torch.ones(stride - 1, channels) if kind == "repeat" else 1 - phases)
         self.bias = nn.Parameter(torch.zeros(stride - 1, channels))
         self.register_parameter("next_scale", None if kind == "repeat" else nn.Parameter(phases.clone()))

@@ -76,9 +76,7 @@ class ConvVariant(nn.Module):
 class RegionCost(nn.Module):
     """What a region's choices cost at the shape of the input it is shown; no parameters, a node for the graph."""
 
-    def __init__(
-        self, grid: ChoiceGrid, macs: Callable[[Size, Choice], int], gate_macs: Callable[[Size], int]
-    ) -> None:
+    def __init__(self, grid: ChoiceGrid, macs: Callable[[Size, Choice], int], gate_macs: Callable[[Size], int]) -> None:
         """Price the choices of `grid` with `macs`, and the gate with `gate_macs`; both for one clip."""
         super().__init__()
         self.grid, self.macs, self.gate_macs = grid, macs, gate_macs
@@ -168,7 +166,7 @@ class DynamicConv(nn.Module):
         out: Tensor | None = None
         for needed, clips in buckets.items():
             rows = torch.tensor(clips, device=x.device)
-            part = self._run(x.index_select(0, rows), decision.index_select(0, rows), *needed)
+            part = self._run(x[rows], decision[rows], *needed)  # unlike index_select this keeps the memory format
             if out is None:
                 layout = torch.channels_last_3d
                 layout = layout if part.is_contiguous(memory_format=layout) else torch.contiguous_format

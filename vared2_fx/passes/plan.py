@@ -101,7 +101,7 @@ def make_plan(
     batch = input_shape[0] if input_shape else 1
     network = total_macs(gm) // batch if input_shape else None
     return Plan(
-        network=gm._get_name(),
+        network=type(gm).__name__,
         entries=tuple(_entry(site, config, network, batch) for site in sites),
         input_shape=input_shape,
         input_is_guess=input_is_guess,

@@ -78,13 +78,13 @@ def measure_shapes(gm: fx.GraphModule, example_inputs: Inputs) -> fx.GraphModule
 def _measure(gm: fx.GraphModule, args: tuple[Any, ...], *, fake: bool) -> None:
     modes = {module: module.training for module in gm.modules()}
     gm.eval()  # in training a norm refuses a single clip
-    device = next((x.device.type for x in tree_leaves(args) if isinstance(x, Tensor)), "cpu")
+    devices = {x.device.type for x in tree_leaves(args) if isinstance(x, Tensor)} - {"meta"}
     try:
         with (
             _quiet(),
             FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext() as mode,
             torch.no_grad(),
-            torch.autocast(device, enabled=False),  # its cache of cast weights is of real tensors
+            torch.autocast(max(devices, default="cpu"), enabled=False),  # its cache of cast weights is of real tensors
         ):
             _Measure(gm).run(*tree_map_only(Tensor, mode.from_tensor if mode else torch.clone, args))
     finally:

@@ -63,7 +63,7 @@ def trace(own: nn.Module) -> fx.GraphModule:
 
 def fork(gm: fx.GraphModule) -> fx.GraphModule:
     """Give `gm` a graph and a module tree of its own; leaf modules stay shared, so replace them, never edit them."""
-    out = _graph_module(gm, copy.deepcopy(gm.graph), gm._get_name())
+    out = _graph_module(gm, copy.deepcopy(gm.graph), type(gm).__name__)
     out.meta.update(gm.meta)
     if CONVERSION in vars(gm):
         setattr(out, CONVERSION, getattr(gm, CONVERSION))

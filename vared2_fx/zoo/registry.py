@@ -7,13 +7,14 @@ from pathlib import Path
 from torch import nn
 
 from vared2_fx.errors import ZooError
-from vared2_fx.zoo import pytorchvideo_hub, torchvision_hub
+from vared2_fx.zoo import demo_net, pytorchvideo_hub, torchvision_hub
 from vared2_fx.zoo.checkpoints import build_pretrained, load_file, replace_head
 from vared2_fx.zoo.spec import Entry, Spec
 
 _TABLES: tuple[tuple[Entry, ...], ...] = (  # one per library, in the order in which `names` lists them
     pytorchvideo_hub.ENTRIES,
     torchvision_hub.ENTRIES,
+    demo_net.ENTRIES,
 )
 _ENTRIES: dict[str, Entry] = {entry.spec.name: entry for table in _TABLES for entry in table}
 assert len(_ENTRIES) == sum(map(len, _TABLES)), "two networks of the zoo share a name"

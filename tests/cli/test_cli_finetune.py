@@ -1,0 +1,98 @@
+"""`vared2 finetune`: a short run on real video files, and going on with it."""
+
+import json
+
+import pytest
+
+import vared2_fx as vr
+from vared2_fx.config import FinetuneConfig
+
+CLIP = ("--frames", "4", "--size", "16")
+QUICK = ("--batch-size", "6", "--workers", "0", "--device", "cpu")
+
+
+@pytest.fixture
+def data(scenes):
+    return ("--train", scenes / "train", "--val", scenes / "val")
+
+
+def test_a_run_and_what_it_leaves(run, folder, data, scenes):
+    result = run("finetune", "mynets:build", *data, *CLIP, *QUICK, "--epochs", "1", "--out", "run", "--json")
+    document = json.loads(result.stdout)
+    assert document["folder"] == "run/best"
+    assert [epoch["epoch"] for epoch in document["history"]] == [0, 1]
+    assert document["num_clips"] == 18
+    assert 0 < document["min_macs"] <= document["mean_macs"] <= document["max_macs"]
+    assert "training clips: 18 clips read" in result.stderr
+    classes = (folder / "run/best/classes.txt").read_text().split()
+    assert classes == sorted(path.name for path in (scenes / "train").iterdir())
+
+    import mynets
+
+    assert vr.load(folder / "run/best", base=mynets.build()).meta
+    best = ("run/best", "--base", "mynets:build")
+    made = json.loads(run("report", *best, "--data", scenes / "val", "--json", "--no-timing").stdout)
+    assert made["totals"]["top1"] == document["accuracy"]
+    assert made["totals"]["computed_macs"]["mean"] == document["mean_macs"]
+
+
+def test_going_on(run, data):
+    run("convert", "mynets:build", *CLIP, "--out", "converted")
+    words = ("finetune", "converted", "--base", "mynets:build", *data, *QUICK, "--epochs", "2")
+    text = run(*words, "--out", "run", "--resume").output
+    assert "--resume: no run in run yet; starting one" in text
+    assert "Best is epoch" in text
+    assert "Next: vared2 report run/best" in text
+    result = run(*words, "--out", "run", code=2)
+    assert "a run is there; go on with it by --resume, or take another folder" in result.stderr
+    again = run(*words, "--out", "run", "--resume", "--json")
+    assert [epoch["epoch"] for epoch in json.loads(again.stdout)["history"]] == [0, 1, 2]
+    other = run(*words, "--out", "run", "--resume", "--lr", "0.5", code=2)
+    assert "another lr" in other.stderr
+
+
+def test_every_setting_of_the_config_has_an_option():
+    import inspect
+    from dataclasses import fields
+
+    from vared2_fx.cli.finetune import finetune
+
+    options = inspect.signature(finetune).parameters
+    for field in fields(FinetuneConfig):
+        if field.name not in ("progress", "out"):
+            assert field.name in options, field.name
+            assert options[field.name].default == getattr(FinetuneConfig(), field.name), field.name
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--target-macs", "60"), "target_macs=60.0; it is a share"),
+        (("--epochs", "0"), "epochs=0, expected at least 1"),
+        (("--train", "nix"), "`nix` does not exist"),
+        (("--classes", "nix.txt"), "`nix.txt` cannot be read"),
+        (("--out", "mynets.py"), "--out mynets.py: that is a file"),
+        (("--mixed-precision", "fp4"), "Invalid value for '--mixed-precision'"),
+        (("--label-smoothing", "2"), "Invalid value for '--label-smoothing'"),
+        (("--temperature", "0", "1"), "temperature=(0.0, 1.0), expected values above 0"),
+        (("--optimizer", "adamv"), "--optimizer adamv: timm knows none of that name. Did you mean adam"),
+        (("--gate", "wooden"), "gate='wooden'"),
+    ],
+)
+def test_mistakes(run, data, words, message):
+    result = run("finetune", "mynets:build", *data, *CLIP, *QUICK, "--out", "run", *words, code=2)
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+def test_classes_have_to_agree(run, data, folder):
+    run("convert", "x3d_xs", "--num-classes", "5", "--out", "five")
+    result = run("finetune", "five", *data, *QUICK, "--out", "run", code=2)
+    assert "five answers with 5 classes, but --train has 9 (moving_anticlockwise, moving_clockwise," in result.stderr
+    assert not (folder / "run").exists()
+
+
+def test_validation_data_of_other_classes(run, data, folder):
+    (folder / "val/dog").mkdir(parents=True)
+    result = run("finetune", "mynets:build", *data, *CLIP, *QUICK, "--out", "run", "--val", "val", code=2)
+    assert "is not one of the 9 classes" in result.stderr

@@ -1,0 +1,92 @@
+"""`vared2 zoo` and `vared2 scan`."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+import vared2_fx as vr
+
+
+def test_zoo(run):
+    text = run("zoo").stdout
+    assert [line.split()[0] for line in text.splitlines()[1:]] == list(vr.zoo.names())
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_zoo_for_a_machine(run):
+    specs = json.loads(run("zoo", "--json").stdout)
+    assert [spec["name"] for spec in specs] == list(vr.zoo.names())
+    assert specs[0] == json.loads(json.dumps(asdict(vr.zoo.spec(specs[0]["name"]))))
+
+
+def test_scan_prints_the_plan(run):
+    assert run("scan", "x3d_xs").stdout == f"{vr.scan(vr.zoo.load('x3d_xs'))}\n"
+
+
+def test_scan_for_a_machine(run):
+    plan = json.loads(run("scan", "x3d_xs", "--json").stdout)
+    assert (plan["schema"], plan["version"], plan["network"]) == ("vared2_fx.plan", 1, "Net")
+    expected = vr.scan(vr.zoo.load("x3d_xs"))
+    assert [entry["path"] for entry in plan["entries"]] == [entry.path for entry in expected.entries]
+    assert plan["macs"] == expected.macs
+
+
+def test_scan_options(run):
+    words = ("scan", "mynets:build", "--json", "--frames", "4", "--size", "16")
+    entries = json.loads(run(*words).stdout)["entries"]
+    assert [entry["reason"] for entry in entries] == ["convert", "convert"]
+    assert entries[0]["out_shape"] == [12, 4, 8, 8]
+    assert entries[0]["grid"] == {"frame_strides": [1, 2, 4], "channel_shares": [1.0, 0.5]}
+    more = ("--frame-strides", "1,2", "--channel-shares", "1", "--exclude", "3")
+    entries = json.loads(run(*words, *more).stdout)["entries"]
+    assert [entry["reason"] for entry in entries] == ["convert", "excluded"]
+    assert entries[0]["grid"] == {"frame_strides": [1, 2], "channel_shares": [1.0]}
+    assert [e["reason"] for e in json.loads(run(*words, "--include", "3").stdout)["entries"]] == ["excluded", "convert"]
+
+
+def test_scan_of_a_converted_network(run):
+    run("convert", "x3d_xs", "--out", "saved", "--exclude", "blocks.4.*")
+    result = run("scan", "saved", "--json")
+    entries = json.loads(result.stdout)["entries"]
+    assert {entry["reason"] for entry in entries if entry["path"].startswith("blocks.4.")} == {"excluded"}
+    assert "converted already" in result.stderr
+
+
+def test_scan_of_a_converted_network_of_ones_own(run):
+    run("convert", "mynets:build", "--frames", "4", "--size", "16", "--out", "saved", "--exclude", "3")
+    assert "say with --base module:function what builds" in run("scan", "saved", code=2).stderr
+    text = run("scan", "saved", "--base", "mynets:build").stdout
+    assert "1 of 2 3D convolutions convert" in text
+    assert "fails() failed" in run("scan", "saved", "--base", "mynets:fails", code=2).stderr
+    assert "--base does not go with mynets:build" in run("scan", "mynets:build", "--base", "x:y", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("x3d",), "no network 'x3d'. Did you mean x3d_"),
+        (("mynets:nix",), "mynets has no `nix`; name a function"),
+        (("mynets:number",), "something not callable as `number`"),
+        (("mynets:fails",), r"fails() failed (OSError: no weights here); it is called without arguments"),
+        (("mynets:gives_three",), "gives_three() returned int, no torch.nn.Module"),
+        (("othernets:build",), "Is there a othernets.py in "),
+        (("nix/da",), "nix/da is no folder with a saved network. Give a name that `vared2 zoo` lists"),
+        (("mynets.py",), "mynets.py is no folder with a saved network"),
+        (("empty",), "empty is a folder without a saved network (vared2.json)"),
+        (("x3d_xs", "--include", "blok.*"), "'blok.*' matches none of the"),
+        (
+            ("x3d_xs", "--frame-strides", "1;2"),
+            "--frame-strides 1;2: expected numbers with commas between, such as 1,2,4",
+        ),
+        (("x3d_xs", "--frame-strides", "1,3,4"), "4 does not follow 3"),
+        (("x3d_xs", "--channel-shares", "0.5"), "let it begin with 1.0"),
+        (("mynets:build", "--size", "16"), "--frames and --size: give both"),
+    ],
+)
+def test_mistakes(run, folder, words, message):
+    (folder / "empty").mkdir()
+    result = run("scan", *words, code=2)
+    assert message in result.stderr
+    assert result.stderr.startswith("vared2: ")
+    assert result.stdout == ""

@@ -1,0 +1,38 @@
+"""What all tests share: this folder's `networks`, the same examples in every run, a watch over models."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import nn
+
+settings.register_profile("same_every_run", deadline=None, derandomize=True, print_blob=False)
+settings.load_profile("same_every_run")
+
+
+@pytest.fixture
+def untouched():
+    """A context in which nothing of a module may change: values, versions, modes, hooks, attributes."""
+
+    @contextmanager
+    def watch(model: nn.Module) -> Iterator[None]:
+        before, values = _all_of(model), {name: value.clone() for name, value in model.state_dict().items()}
+        yield
+        assert _all_of(model) == before
+        assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
+
+    return watch
+
+
+def _all_of(model: nn.Module) -> dict[str, object]:
+    parts: dict[str, object] = {}
+    for path, module in model.named_modules():
+        parts[path] = id(module), module.training, sorted(vars(module))
+        parts[f"{path} hooks"] = [(name, len(v)) for name, v in sorted(vars(module).items()) if name.endswith("_hooks")]
+    for name, parameter in model.named_parameters():
+        parts[name] = id(parameter), parameter._version, parameter.requires_grad, parameter.grad
+    for name, buffer in model.named_buffers():
+        parts[name] = id(buffer), buffer._version
+    return parts

@@ -1,0 +1,247 @@
+"""The command `finetune`."""
+
+import difflib
+from dataclasses import asdict
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vared2_fx.cli.inputs import clip_config, example_clip
+from vared2_fx.cli.networks import CLASSES_FILE, Network, num_classes_of, open_network, place
+from vared2_fx.cli.options import (
+    CHANNEL_SHARES,
+    FRAME_STRIDES,
+    Base,
+    BatchSize,
+    ChannelShares,
+    Classes,
+    Device,
+    Exclude,
+    Frames,
+    FrameStrides,
+    Gate,
+    Include,
+    Json,
+    NetworkOrFolder,
+    Pretrained,
+    SamplingRate,
+    Size,
+    Weights,
+    Workers,
+    convert_config,
+)
+from vared2_fx.cli.output import say, show, show_json, write_text
+from vared2_fx.config import FinetuneConfig
+from vared2_fx.convert import convert
+from vared2_fx.errors import Vared2Error
+
+_DEFAULT = FinetuneConfig()
+_TRAINING = "Training"
+
+
+class MixedPrecision(str, Enum):
+    """As `FinetuneConfig.mixed_precision`."""
+
+    NO = "no"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+def _option(help: str, **more: Any) -> Any:
+    return typer.Option(help=help, rich_help_panel=_TRAINING, **more)
+
+
+def finetune(
+    network: NetworkOrFolder,
+    train: Annotated[
+        Path,
+        typer.Option(metavar="PATH", help="Videos: a folder per class, or a CSV of `path,label`.", show_default=False),
+    ],
+    val: Annotated[
+        Path,
+        typer.Option(metavar="PATH", help="Others, to choose the best epoch with.", show_default=False),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            help="For best/ (the network), last/ (everything needed to go on) and log.jsonl.",
+            show_default=False,
+        ),
+    ],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    target_macs: Annotated[
+        float | None,
+        _option(
+            "Share of the original's multiply-adds to come down to; 0.6 saves 40 %. Otherwise as low as "
+            "--efficiency-weight pushes.",
+            show_default=False,
+        ),
+    ] = None,
+    epochs: Annotated[int, _option("Passes over the training clips.")] = _DEFAULT.epochs,
+    lr: Annotated[float, _option("Learning rate of the network's own weights.")] = _DEFAULT.lr,
+    gate_lr: Annotated[float, _option("Learning rate of gates and cheap operations.")] = _DEFAULT.gate_lr,
+    weight_decay: Annotated[float, _option("For weight matrices and kernels.")] = _DEFAULT.weight_decay,
+    optimizer: Annotated[str, _option("Any that timm knows by name.")] = _DEFAULT.optimizer,
+    warmup_epochs: Annotated[float, _option("Epochs over which learning rates rise.")] = _DEFAULT.warmup_epochs,
+    label_smoothing: Annotated[float, _option("Of the cross-entropy.", min=0, max=1)] = _DEFAULT.label_smoothing,
+    efficiency_weight: Annotated[
+        float, _option("λ, the weight of saving beside being right.")
+    ] = _DEFAULT.efficiency_weight,
+    efficiency_warmup: Annotated[
+        float, _option("Share of all epochs over which λ rises from zero.")
+    ] = _DEFAULT.efficiency_warmup,
+    temperature: Annotated[
+        tuple[float, float], _option("Of Gumbel gates, at the first and at the last step.")
+    ] = _DEFAULT.temperature,
+    clip_grad: Annotated[float, _option("Largest norm of the gradient; 0: any.")] = _DEFAULT.clip_grad,
+    mixed_precision: Annotated[MixedPrecision, _option("Autocast.")] = MixedPrecision.NO,
+    seed: Annotated[int, _option("Of everything random.")] = _DEFAULT.seed,
+    device: Device = "auto",
+    pretrained: Pretrained = False,
+    weights: Weights = None,
+    base: Base = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    frame_strides: FrameStrides = FRAME_STRIDES,
+    channel_shares: ChannelShares = CHANNEL_SHARES,
+    gate: Gate = "gumbel",
+    frames: Frames = None,
+    size: Size = None,
+    sampling_rate: SamplingRate = None,
+    classes: Classes = None,
+    flip: Annotated[
+        bool,
+        typer.Option("--flip/--no-flip", help="Mirror half of the training clips.", rich_help_panel="Clips"),
+    ] = True,
+    batch_size: BatchSize = 8,
+    workers: Workers = 2,
+    json: Json = False,
+) -> None:
+    """Train a network to keep its answers while its gates learn what can be left out.
+
+    A network of the zoo is converted first, and gets a last layer for the classes of --train where these are not as
+    many as its own. The best epoch is what is saved: fewest errors plus λ times the multiply-adds, on --val.
+
+    Examples:
+    * `vared2 finetune x3d_s --pretrained --train clips/train --val clips/val --out runs/x3d_s --target-macs 0.6`
+
+    * `vared2 finetune runs/converted --train train.csv --val val.csv --out runs/x3d_s --epochs 20`
+
+    * the same line with `--resume`, after it was interrupted
+    """
+    config = FinetuneConfig(
+        epochs=epochs,
+        optimizer=optimizer,
+        lr=lr,
+        gate_lr=gate_lr,
+        weight_decay=weight_decay,
+        warmup_epochs=warmup_epochs,
+        label_smoothing=label_smoothing,
+        efficiency_weight=efficiency_weight,
+        efficiency_warmup=efficiency_warmup,
+        target_macs=target_macs,
+        temperature=temperature,
+        clip_grad=clip_grad,
+        mixed_precision=mixed_precision.value,
+        seed=seed,
+        out=str(out),
+        resume=resume,
+    )
+    conversion_config = convert_config(
+        include=include, exclude=exclude, frame_strides=frame_strides, channel_shares=channel_shares, gate=gate
+    )
+    _check_out(out, resume)
+    _check_optimizer(optimizer)
+    from vared2_fx.data import list_videos, make_loader
+    from vared2_fx.train import finetune as train_network
+
+    listing = list_videos(train, classes=classes)
+    opened = _open(network, len(listing.classes), pretrained=pretrained, weights=weights, base=base)
+    for note in opened.notes:
+        say(f"note: {note}")
+    _check_classes(opened, network, listing.classes)
+    dynamic = opened.converted
+    if dynamic is None:
+        dynamic = convert(opened.model, example_clip(opened, frames=frames, size=size), conversion_config)
+    clips = clip_config(opened, frames=frames, size=size, sampling_rate=sampling_rate)
+    load = partial(make_loader, config=clips, batch_size=batch_size, num_workers=workers, seed=seed)
+    train_loader, val_loader = load(listing, training=True, flip=flip), load(val, classes=listing.classes)
+    place(dynamic, device)
+    _write_classes(out / "best", listing.classes)
+    result = train_network(dynamic, train_loader, val_loader, config)
+    say(f"training clips: {train_loader.log}\nvalidation clips: {val_loader.log}")
+    if json:
+        show_json({"folder": str(out / "best"), "best_epoch": result.best_epoch, **_document(result)})
+        return
+    show(
+        f"Best is epoch {result.best_epoch} of {epochs}: {result.evaluation}\n"
+        f"Saved {out / 'best'}. Next: vared2 report {out / 'best'} --data {val}"
+    )
+
+
+def _open(network: str, num_classes: int, *, pretrained: bool, weights: Path | None, base: str | None) -> Network:
+    """The network; the zoo's with an answer for each class, where the data has other than its own."""
+    from vared2_fx import zoo
+
+    if network not in zoo.names():
+        return open_network(network, pretrained=pretrained, weights=weights, base=base)
+    if num_classes != zoo.spec(network).num_classes:
+        say(f"{network}: a last layer for the {num_classes} classes of the data.")
+    return open_network(network, pretrained=pretrained, weights=weights, num_classes=num_classes, base=base)
+
+
+def _check_out(out: Path, resume: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise Vared2Error(f"--out {out}: that is a file; give a folder.")
+    if (out / "last").exists() and not resume:
+        raise Vared2Error(f"--out {out}: a run is there; go on with it by --resume, or take another folder.")
+    if resume and not (out / "last").exists() and not (out / "last.old").exists():
+        say(f"--resume: no run in {out} yet; starting one.")
+
+
+def _check_optimizer(name: str) -> None:
+    from timm.optim import list_optimizers
+
+    known = list_optimizers()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise Vared2Error(f"--optimizer {name}: timm knows none of that name.{hint} adamw and sgd are usual.")
+
+
+def _check_classes(opened: Network, network: str, classes: tuple[str, ...]) -> None:
+    known = num_classes_of(opened)
+    if known is not None and known != len(classes):
+        shown = ", ".join(classes[:5]) + (", …" if len(classes) > 5 else "")
+        raise Vared2Error(
+            f"{network} answers with {known} classes, but --train has {len(classes)} ({shown}). Name the network's "
+            "with --classes FILE if the data shows some of them; else begin with the zoo's name, which gives the "
+            "network a new last layer."
+        )
+
+
+def _write_classes(folder: Path, classes: tuple[str, ...]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise Vared2Error(f"--out: {folder} cannot be made: {exc.strerror or exc}.") from exc
+    write_text(folder / CLASSES_FILE, "\n".join(classes) + "\n")
+
+
+def _document(result: Any) -> dict[str, Any]:
+    evaluation = result.evaluation
+    return {
+        "accuracy": evaluation.accuracy,
+        "loss": evaluation.loss,
+        "num_clips": len(evaluation.clips),
+        "dense_macs": evaluation.dense_macs,
+        "mean_macs": evaluation.mean_macs,
+        "min_macs": evaluation.min_macs,
+        "max_macs": evaluation.max_macs,
+        "share": evaluation.share,
+        "history": [asdict(epoch) for epoch in result.history],
+    }

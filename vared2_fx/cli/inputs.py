@@ -1,0 +1,69 @@
+"""The clips that a command runs a network on.
+
+N clips, C channels, T frames, H height, W width.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vared2_fx.cli.networks import Network
+from vared2_fx.convert import conversion
+from vared2_fx.errors import Vared2Error
+
+if TYPE_CHECKING:
+    from vared2_fx.data import ClipConfig
+
+
+def example_clip(network: Network, *, frames: int | None, size: int | None) -> Tensor | None:
+    """A made-up clip (1, 3, T, H, W) of the size that the network is used with; None where nothing says which.
+
+    Raises:
+        Vared2Error: one of `frames` and `size` is missing, and cannot be known.
+    """
+    known = _known_size(network)
+    if known is None and frames is None and size is None:
+        return None
+    t, s = (frames, size) if known is None else (frames or known[0], size or known[1])
+    if t is None or s is None:
+        raise Vared2Error("--frames and --size: give both, for a network that is not the zoo's.")
+    return torch.randn(1, 3, t, s, s, generator=torch.Generator().manual_seed(0))
+
+
+def clip_config(network: Network, *, frames: int | None, size: int | None, sampling_rate: int | None) -> "ClipConfig":
+    """How to cut clips from videos: as the zoo says, or as the network was converted for, changed by the options.
+
+    Raises:
+        Vared2Error: a network of the user's own, and no size.
+    """
+    from vared2_fx.data import ClipConfig  # takes a second to import
+
+    known = _known_size(network)
+    if network.spec is not None:
+        config = ClipConfig.from_spec(network.spec)
+    elif known is not None or (frames and size):
+        t, s = known or (frames or 1, size or 1)
+        config = ClipConfig(frames=t, crop=s, short_side=round(s * 8 / 7))  # 256 : 224, as most are trained
+    else:
+        raise Vared2Error(
+            "the clips: say with --frames and --size how large they are; only the zoo's networks are known."
+        )
+    t, s = frames or (known[0] if known else config.frames), size or (known[1] if known else config.crop)
+    return replace(
+        config,
+        frames=t,
+        crop=s,
+        short_side=round(config.short_side * s / config.crop),
+        sampling_rate=sampling_rate or config.sampling_rate,
+    )
+
+
+def _known_size(network: Network) -> tuple[int, int] | None:
+    """(T, H = W) that the network was converted for, or that the zoo names."""
+    if network.converted is not None:
+        plan = conversion(network.converted).plan
+        if plan.input_shape is not None and len(plan.input_shape) == 5 and not plan.input_is_guess:
+            return plan.input_shape[2], plan.input_shape[3]
+    return None if network.spec is None else (network.spec.frames, network.spec.crop)

@@ -1,0 +1,93 @@
+"""Commands that only look: `zoo` and `scan`."""
+
+from dataclasses import asdict
+from typing import Any
+
+from vared2_fx import zoo as networks
+from vared2_fx.cli.inputs import example_clip
+from vared2_fx.cli.networks import open_network
+from vared2_fx.cli.options import (
+    CHANNEL_SHARES,
+    FRAME_STRIDES,
+    Base,
+    ChannelShares,
+    Exclude,
+    Frames,
+    FrameStrides,
+    Include,
+    Json,
+    NetworkOrFolder,
+    Size,
+    convert_config,
+)
+from vared2_fx.cli.output import say, show, show_json
+from vared2_fx.convert import conversion
+from vared2_fx.convert import scan as scan_network
+from vared2_fx.passes.plan import Plan
+from vared2_fx.tables import text_table
+
+
+def zoo(json: Json = False) -> None:
+    """List the networks that are known by name, and the clips that they expect.
+
+    A clip has `frames` frames, `every` frames apart in a video of `fps` frames per second. The pretrained weights of
+    pytorchvideo and torchvision know the classes of Kinetics-400.
+    """
+    specs = [networks.spec(name) for name in networks.names()]
+    if json:
+        show_json([asdict(spec) for spec in specs])
+        return
+    rows = [
+        (
+            spec.name,
+            spec.library,
+            str(spec.frames),
+            f"{spec.crop}×{spec.crop}",
+            str(spec.sampling_rate),
+            f"{spec.fps:g}",
+            f"{spec.frames * spec.sampling_rate / spec.fps:.1f}",
+            str(spec.num_classes),
+        )
+        for spec in specs
+    ]
+    show(text_table(("name", "library", ">frames", ">pixels", ">every", ">fps", ">seconds", ">classes"), rows))
+
+
+def scan(
+    network: NetworkOrFolder,
+    include: Include = None,
+    exclude: Exclude = None,
+    frame_strides: FrameStrides = FRAME_STRIDES,
+    channel_shares: ChannelShares = CHANNEL_SHARES,
+    frames: Frames = None,
+    size: Size = None,
+    base: Base = None,
+    json: Json = False,
+) -> None:
+    """Show what `convert` would do to a network, or has done, layer by layer. Changes and computes nothing.
+
+    Examples:
+    * `vared2 scan x3d_s`
+
+    * `vared2 scan r3d_18 --exclude 'stem.*' --frame-strides 1,2`
+
+    * `vared2 scan mynets:build --frames 16 --size 112`  (the function `build` in mynets.py, here)
+    """
+    opened = open_network(network, base=base)
+    if opened.converted is not None:
+        say(f"{network} is converted already; this is how it was done.")
+        plan = conversion(opened.converted).plan
+    else:
+        config = convert_config(
+            include=include, exclude=exclude, frame_strides=frame_strides, channel_shares=channel_shares
+        )
+        plan = scan_network(opened.model, example_clip(opened, frames=frames, size=size), config)
+    if json:
+        show_json(plan_document(plan))
+    else:
+        show(str(plan))
+
+
+def plan_document(plan: Plan) -> dict[str, Any]:
+    """A plan for JSON."""
+    return {"schema": "vared2_fx.plan", "version": 1, **asdict(plan)}

@@ -1,0 +1,171 @@
+"""The command `report`."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from vared2_fx.cli.inputs import clip_config, example_clip
+from vared2_fx.cli.networks import CLASSES_FILE, Network, num_classes_of, open_network, place
+from vared2_fx.cli.options import (
+    Base,
+    BatchSize,
+    Classes,
+    Device,
+    Frames,
+    Json,
+    NetworkOrFolder,
+    NumClasses,
+    Pretrained,
+    SamplingRate,
+    Size,
+    Weights,
+    Workers,
+)
+from vared2_fx.cli.output import say, show, write_text
+from vared2_fx.convert import conversion, convert
+from vared2_fx.errors import Vared2Error
+from vared2_fx.report import report as make_report
+
+Videos = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--video", metavar="FILE", help="Run on the middle of this video; may be repeated.", show_default=False
+    ),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        help="Run on all of these videos: a folder per class, or a CSV of `path,label`.",
+        show_default=False,
+    ),
+]
+
+
+def report(
+    network: NetworkOrFolder,
+    video: Videos = None,
+    data: Data = None,
+    json: Json = False,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the layers as CSV into this file.", show_default=False)
+    ] = None,
+    timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Measure times as well.")] = True,
+    pretrained: Pretrained = False,
+    weights: Weights = None,
+    num_classes: NumClasses = None,
+    base: Base = None,
+    frames: Frames = None,
+    size: Size = None,
+    sampling_rate: SamplingRate = None,
+    classes: Classes = None,
+    batch_size: BatchSize = 4,
+    clips_per_video: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Clips from each video of --data.", rich_help_panel="Clips")
+    ] = 1,
+    workers: Workers = 0,
+    device: Device = "auto",
+) -> None:
+    """Show what each layer of a converted network computes on your clips, and what that saves.
+
+    Multiply-adds are counted, with all overhead; times are measured on this machine, the original and the dynamic
+    form in turns. Without --video and --data a made-up clip is used.
+
+    Examples:
+    * `vared2 report runs/x3d_s/best --data clips/val`
+
+    * `vared2 report runs/x3d_s/best --data clips/val --no-timing --json > report.json`
+
+    * `vared2 report x3d_s --video holiday.mp4`  (converted on the spot: shows the network, saves nothing yet)
+    """
+    _check_paths(video or [], data, csv)
+    opened = open_network(network, pretrained=pretrained, weights=weights, num_classes=num_classes, base=base)
+    notes = list(opened.notes)
+    dynamic = opened.converted
+    if dynamic is None:
+        dynamic = convert(opened.model, example_clip(opened, frames=frames, size=size))
+        notes.append("converted on the spot and not fine-tuned: every gate still computes everything.")
+    place(dynamic, device)
+    clips: Iterable[Any]
+    labels = False
+    if video:
+        clips = _video_clips(video, opened, frames, size, sampling_rate)
+    elif data:
+        config = clip_config(opened, frames=frames, size=size, sampling_rate=sampling_rate)
+        names = classes or _classes_of(network)
+        from vared2_fx.data import make_loader
+
+        clips = make_loader(
+            data, config, batch_size=batch_size, num_workers=workers, clips_per_video=clips_per_video, classes=names
+        )
+        labels = _same_classes(opened, len(clips.listing.classes), notes)
+    else:
+        clips = _made_up(opened, frames, size, notes)
+    result = make_report(dynamic, clips, labels=labels, timing=timing, notes=notes)
+    if csv is not None:
+        write_text(csv, result.to_csv())
+        say(f"wrote {csv}")
+    show(result.to_json() if json else str(result))
+
+
+def _check_paths(videos: list[Path], data: Path | None, csv: Path | None) -> None:
+    """Find what is missing before anything takes long.
+
+    Raises:
+        Vared2Error: naming it.
+    """
+    if videos and data:
+        raise Vared2Error("--video and --data: give one of them.")
+    for video in videos:
+        if not video.is_file():
+            raise Vared2Error(f"--video {video}: there is no such file.")
+    if data is not None and not data.exists():
+        raise Vared2Error(f"--data {data}: there is no such folder or file.")
+    if csv is not None and not csv.parent.is_dir():
+        raise Vared2Error(f"--csv {csv}: there is no folder {csv.parent}.")
+
+
+def _video_clips(
+    videos: list[Path], network: Network, frames: int | None, size: int | None, sampling_rate: int | None
+) -> Iterable[dict[str, Any]]:
+    from vared2_fx.data import read_clip
+
+    config = clip_config(network, frames=frames, size=size, sampling_rate=sampling_rate)
+    for video in videos:  # one at a time: each may be large
+        yield {"video": read_clip(video, config), "video_name": [str(video)]}
+
+
+def _made_up(network: Network, frames: int | None, size: int | None, notes: list[str]) -> torch.Tensor:
+    clip = example_clip(network, frames=frames, size=size)
+    if clip is None and network.converted is not None:
+        shape = conversion(network.converted).plan.input_shape
+        clip = None if shape is None else torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    if clip is None:
+        raise Vared2Error(
+            "report: give clips with --video or --data, or the size of a made-up one with --frames, --size."
+        )
+    notes.append("the clip is made up (noise): what gates decide on it says nothing; give --video or --data.")
+    return clip
+
+
+def _classes_of(network: str) -> Path | None:
+    path = Path(network, CLASSES_FILE)
+    if not path.is_file():
+        return None
+    say(f"class names from {path}")
+    return path
+
+
+def _same_classes(network: Network, num_classes: int, notes: list[str]) -> bool:
+    """Whether the data's labels can be compared with the network's answers."""
+    known = num_classes_of(network)
+    if known is not None and known != num_classes:
+        notes.append(
+            f"accuracy is left out: the data has {num_classes} classes, the network {known}. Name the network's with "
+            "--classes if the data shows some of them."
+        )
+        return False
+    return True

@@ -1,0 +1,234 @@
+"""Running a converted network over data, and counting what it computed.
+
+N clips, C channels, T frames, H height, W width; L regions.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from vared2_fx.errors import ReportError
+from vared2_fx.layers import Choice, Decision
+from vared2_fx.passes.rewrite import regions, with_decisions
+from vared2_fx.policy.statistics import computed_choices, computed_macs
+from vared2_fx.report.batches import Clips, read_batch
+from vared2_fx.report.numbers import ClipReport, PerClip
+from vared2_fx.report.profile import Profile, profile
+
+
+@dataclass(slots=True)
+class Count:
+    """Sum, smallest and largest of a number over clips, without keeping them."""
+
+    clips: int = 0
+    total: int = 0
+    min: int = 0
+    max: int = 0
+
+    def add(self, value: int) -> None:
+        """Count one clip."""
+        self.min = min(self.min, value) if self.clips else value
+        self.max = max(self.max, value) if self.clips else value
+        self.clips += 1
+        self.total += value
+
+    def per_clip(self) -> PerClip:
+        """As a report holds it."""
+        return PerClip(total=self.total, mean=self.total / max(1, self.clips), min=self.min, max=self.max)
+
+
+@dataclass(slots=True)
+class _ClipCost:
+    """Multiply-adds of one clip."""
+
+    dense: int = 0
+    computed: int = 0
+    cheap: int = 0
+    gate: int = 0
+
+    def add(self, other: "_ClipCost") -> None:
+        self.dense += other.dense
+        self.computed += other.computed
+        self.cheap += other.cheap
+        self.gate += other.gate
+
+
+@dataclass(slots=True)
+class Costs:
+    """Multiply-adds over clips."""
+
+    dense: Count = field(default_factory=Count)
+    computed: Count = field(default_factory=Count)
+    cheap: Count = field(default_factory=Count)
+    gate: Count = field(default_factory=Count)
+
+    def add(self, clip: _ClipCost) -> None:
+        """Count one clip."""
+        self.dense.add(clip.dense)
+        self.computed.add(clip.computed)
+        self.cheap.add(clip.cheap)
+        self.gate.add(clip.gate)
+
+
+@dataclass(slots=True)
+class LayerCounts:
+    """What is counted for one operation."""
+
+    cost: Costs = field(default_factory=Costs)
+    choices: Counter[Choice] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class Collected:
+    """Everything counted over the data so far."""
+
+    layers: dict[str, LayerCounts] = field(default_factory=dict)
+    cost: Costs = field(default_factory=Costs)
+    """Of the whole network."""
+    profiles: dict[tuple[int, ...], Profile] = field(default_factory=dict)
+    """By clip shape."""
+    shapes: Counter[tuple[int, ...]] = field(default_factory=Counter)
+    clips: list[ClipReport] = field(default_factory=list)
+    num_failed: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+    samples: list[tuple[Tensor, float]] = field(default_factory=list)
+    """Clips (1, C, T, H, W) picked at random, each as likely, with their computed share; for timing."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients inside the block; every module's own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+class Collector:
+    """Counts batch after batch; of what the gates decided only counts are kept."""
+
+    def __init__(self, dynamic: fx.GraphModule, *, num_samples: int, use_labels: bool = True) -> None:
+        """Count for `dynamic`, and pick `num_samples` clips for timing."""
+        self._use_labels = use_labels
+        self.dynamic, self.observed = dynamic, with_decisions(dynamic)
+        self.grids = {path: region.grid for path, region in regions(dynamic).items()}
+        first = next(dynamic.parameters())
+        self.device, self.dtype = first.device, first.dtype
+        self.out = Collected()
+        self._num_samples, self._random = num_samples, random.Random(0)
+
+    def add(self, raw: Any) -> None:
+        """Run one batch.
+
+        Raises:
+            ReportError: it is no batch, or the network's output has NaN or infinite values.
+            ConvertError: the network does not run on clips of this shape.
+        """
+        batch = read_batch(raw)
+        self.out.num_failed += batch.num_failed
+        self.out.failures.update(batch.failures)
+        if not len(batch.video):
+            return
+        video = batch.video.to(device=self.device, dtype=self.dtype)
+        shape = tuple(video.shape[1:])
+        if shape not in self.out.profiles:
+            self.out.profiles[shape] = profile(self.dynamic, video[:1])
+        output, decisions = self.observed(video)
+        _check_finite(output, len(self.out.clips), batch)
+        macs = self._count(decisions, self.out.profiles[shape], len(video))
+        self.out.shapes[shape] += len(video)
+        self._sample(video, macs, self.out.profiles[shape])
+        predictions = output.argmax(1).tolist() if _is_scores(output, len(video)) else None
+        labels = batch.labels if self._use_labels else None
+        _check_labels(labels, output if predictions is not None else None)
+        for i, value in enumerate(macs):
+            clip = ClipReport(
+                name=batch.names[i] if batch.names else "",
+                label=labels[i] if labels else None,
+                prediction=predictions[i] if predictions else None,
+                macs=value,
+            )
+            self.out.clips.append(clip)
+
+    def _count(self, decisions: Mapping[str, Decision], costs: Profile, num_clips: int) -> list[int]:
+        """Count every operation; returns the multiply-adds of each clip in the whole network."""
+        fetched = _fetch(decisions)
+        of_clips = [_ClipCost() for _ in range(num_clips)]
+        for operation in costs.operations:
+            counts = self.out.layers.setdefault(operation.path, LayerCounts())
+            grid, cheap_macs = self.grids.get(operation.path), costs.cheap_macs.get(operation.path)
+            for n, clip in enumerate(of_clips):
+                cost = _ClipCost(operation.macs, operation.macs)
+                if grid is not None and cheap_macs is not None:
+                    spent, index, gate = fetched[operation.path]
+                    choice = grid[index[n][0], index[n][1]]
+                    counts.choices[choice] += 1
+                    cost = _ClipCost(operation.macs, spent[n], cheap_macs[choice], gate)
+                counts.cost.add(cost)
+                clip.add(cost)
+        for clip in of_clips:
+            self.out.cost.add(clip)
+        return [clip.computed for clip in of_clips]
+
+    def _sample(self, video: Tensor, macs: Iterable[int], costs: Profile) -> None:
+        """Keep each clip so far with equal probability (reservoir sampling)."""
+        dense, samples = sum(operation.macs for operation in costs.operations), self.out.samples
+        for n, value in enumerate(macs):
+            seen = len(self.out.clips) + n
+            place = seen if seen < self._num_samples else self._random.randrange(seen + 1)
+            if place < self._num_samples:
+                samples[place : place + 1] = [(video[n : n + 1].clone(), value / max(1, dense))]
+
+
+def _fetch(decisions: Mapping[str, Decision]) -> dict[str, tuple[list[int], list[list[int]], int]]:
+    """Each region's multiply-adds (N,), choices (N, 2) and gate cost, fetched from the device in three pieces."""
+    values = list(decisions.values())
+    computed = torch.stack([computed_macs(decision) for decision in values])
+    choices = torch.stack([computed_choices(decision) for decision in values])
+    gates = torch.stack([decision.gate_macs for decision in values])
+    rows = zip(computed.tolist(), choices.tolist(), gates.tolist(), strict=True)
+    return dict(zip(decisions, rows, strict=True))
+
+
+def _is_scores(output: Any, num_clips: int) -> bool:
+    return isinstance(output, Tensor) and output.dim() == 2 and len(output) == num_clips
+
+
+def _check_finite(output: Any, num_before: int, batch: Clips) -> None:
+    if all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(output)):
+        return
+    cause = "the weights of a training that diverged do that"
+    for n, clip in enumerate(batch.video):
+        if not bool(torch.isfinite(clip).all()):
+            name = f", {batch.names[n]}," if batch.names else ""
+            cause = f"clip {num_before + n}{name} holds such values itself"
+            break
+    raise ReportError(f"report: the network's output has NaN or infinite values; {cause}.")
+
+
+def _check_labels(labels: list[int] | None, scores: Any) -> None:
+    if labels is None or scores is None:
+        return
+    wrong = [label for label in labels if not 0 <= label < scores.shape[1]]
+    if wrong:
+        raise ReportError(
+            f"report: a clip has label {wrong[0]}, but the network knows {scores.shape[1]} classes (0 to "
+            f"{scores.shape[1] - 1}). Is the data labelled for another network?"
+        )
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, (list, tuple)) else ()
+    return [tensor for value in values for tensor in _tensors(value)]

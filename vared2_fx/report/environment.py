@@ -1,0 +1,43 @@
+"""Where numbers were taken."""
+
+import platform
+
+import torch
+from torch import nn
+
+from vared2_fx.report.numbers import Environment
+
+
+def environment(dynamic: nn.Module) -> Environment:
+    """Describe this machine, and how `dynamic` lies on it."""
+    import vared2_fx  # not above: the package's own __init__ imports this module
+
+    first = next(dynamic.parameters())
+    device = first.device
+    return Environment(
+        vared2_fx=vared2_fx.__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        processor=torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        device=str(device),
+        threads=torch.get_num_threads(),
+        dtype=str(first.dtype).removeprefix("torch."),
+        layout=layout(dynamic),
+    )
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:  # not Linux
+        names = []
+    return (names or [platform.processor() or platform.machine()])[0]
+
+
+def layout(dynamic: nn.Module) -> str:
+    """`channels_last_3d` where a convolution's weights lie so, else `contiguous`."""
+    last = torch.channels_last_3d
+    weights = (weight for weight in dynamic.parameters() if weight.dim() == 5 and not weight.is_contiguous())
+    return "channels_last_3d" if any(w.is_contiguous(memory_format=last) for w in weights) else "contiguous"

@@ -1,0 +1,130 @@
+"""What the original network costs at one clip shape, operation by operation; nothing is computed.
+
+C channels, T frames, H height, W width.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from vared2_fx.layers import FULL, Choice, DynamicConv
+from vared2_fx.passes.rewrite import regions
+from vared2_fx.passes.shapes import measure_shapes
+from vared2_fx.passes.trace import fork
+from vared2_fx.policy.fix import specialize
+
+_FREE = (
+    "Dropout",
+    "Dropout3d",
+    "Identity",
+    "contiguous",
+    "dim",
+    "flatten",
+    "getattr",
+    "getitem",
+    "permute",
+    "reshape",
+    "size",
+    "squeeze",
+    "transpose",
+    "unsqueeze",
+    "view",
+)
+"""What computes nothing in evaluation: it moves, or looks up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """An operation at one clip shape; one that is called twice is one operation."""
+
+    path: str
+    kind: str
+    """Class or function name."""
+    in_shape: tuple[int, ...] | None
+    """(C, T, H, W), without the batch."""
+    out_shape: tuple[int, ...] | None
+    macs: int
+    """Multiply-adds per clip."""
+    params: int
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A network at one clip shape."""
+
+    operations: tuple[Operation, ...]
+    """Those with multiply-adds, and every dynamic region, in order of the graph."""
+    not_counted: Counter[str]
+    """The others: how often each kind is called."""
+    cheap_macs: dict[str, dict[Choice, int]]
+    """For each region, what its choices cost beyond the convolution."""
+
+
+def profile(dynamic: fx.GraphModule, clip: Tensor) -> Profile:
+    """Measure `dynamic` with every region in full and without gates: the original network.
+
+    Args:
+        dynamic: a converted network.
+        clip: (1, C, T, H, W), for its shape, dtype and device.
+
+    Raises:
+        ConvertError: the network does not run on such a clip.
+    """
+    gm = measure_shapes(fork(specialize(dynamic, {"*": FULL})), clip)
+    found = regions(dynamic)
+    operations: dict[str, Operation] = {}
+    not_counted: Counter[str] = Counter()
+    for node in gm.graph.nodes:
+        if not node.op.startswith("call_"):
+            continue
+        module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+        path = str(node.target) if module is not None else node.name
+        kind = _kind(node, module)
+        if not node.meta.get("macs") and path not in found:
+            not_counted.update(() if kind in _FREE else [kind])
+            continue
+        before = operations.get(path)
+        operations[path] = Operation(
+            path=path,
+            kind=kind,
+            in_shape=before.in_shape if before else _clip_shape(node.args[0] if node.args else None),
+            out_shape=before.out_shape if before else _clip_shape(node),
+            macs=int(node.meta["macs"]) + (before.macs if before else 0),
+            params=_num_params(_original(found[path]) if path in found else module),
+        )
+    cheap = {path: _cheap(region, operations[path].in_shape) for path, region in found.items()}
+    return Profile(tuple(operations.values()), not_counted, cheap)
+
+
+def added_params(region: DynamicConv) -> int:
+    """Parameters that conversion added to an operation: its gate and cheap operations."""
+    return _num_params(region) - _num_params(_original(region))
+
+
+def _original(region: DynamicConv) -> nn.Module:
+    return region.body
+
+
+def _cheap(region: DynamicConv, in_shape: tuple[int, ...] | None) -> dict[Choice, int]:
+    assert in_shape is not None, "a dynamic region takes one tensor"
+    _, t, h, w = in_shape
+    size = (t, h, w)
+    return {c: region.macs(size, c) - region.geometry.macs(size, c) for c in region.grid.all()}
+
+
+def _kind(node: fx.Node, module: nn.Module | None) -> str:
+    if module is not None:
+        return type(module).__name__
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return name.strip("_")
+
+
+def _clip_shape(node: Any) -> tuple[int, ...] | None:
+    shape = node.meta.get("shape") if isinstance(node, fx.Node) else None
+    return tuple(shape[1:]) if shape else None
+
+
+def _num_params(module: nn.Module | None) -> int:
+    return 0 if module is None else sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,40 @@
+"""A progress bar for those who wait."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import Progress
+
+T = TypeVar("T")
+
+QUIET_S = 2.0
+"""Nothing is shown before that."""
+
+
+def track(items: Iterable[T], description: str, *, enabled: bool = True) -> Iterator[T]:
+    """Yield `items`; show a bar on stderr once it takes more than two seconds, where stderr is a terminal."""
+    if not enabled or not sys.stderr.isatty():
+        yield from items
+        return
+    total = _length(items)
+    progress = Progress(console=Console(stderr=True), transient=True)
+    task = progress.add_task(description, total=total)
+    started = time.monotonic()
+    try:
+        for item in items:
+            yield item
+            progress.advance(task)
+            if not progress.live.is_started and time.monotonic() - started > QUIET_S:
+                progress.start()
+    finally:
+        progress.stop()
+
+
+def _length(items: Iterable[object]) -> int | None:
+    try:
+        return len(items) if isinstance(items, Sized) else None
+    except TypeError:  # a loader of unknown length says so only when asked
+        return None

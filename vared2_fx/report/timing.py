@@ -1,0 +1,96 @@
+"""Measured time, dense and dynamic in turns; one clip at a time.
+
+The dense form of a region is its plain convolution, that of the network all regions in full and no gates.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from vared2_fx.layers import FULL, DynamicConv
+from vared2_fx.policy.fix import specialize
+from vared2_fx.report.numbers import Latency, Timing
+
+
+@dataclass(slots=True)
+class Samples:
+    """Repetitions of one thing in milliseconds, a list for each clip."""
+
+    dense: list[list[float]] = field(default_factory=list)
+    dynamic: list[list[float]] = field(default_factory=list)
+
+    def timing(self) -> Timing:
+        """Summed up."""
+        return Timing(dense=_latency(self.dense), dynamic=_latency(self.dynamic))
+
+
+def measure(dynamic: fx.GraphModule, clips: Iterable[Tensor], *, repeats: int) -> tuple[Timing, dict[str, Timing]]:
+    """Time the network and each of its regions on real inputs.
+
+    Regions are timed where they stand: the network runs once more on each clip, and stops at each region, whose
+    input is the one that the layers before have made. So no more than one input is held at a time.
+
+    Args:
+        dynamic: a converted network in evaluation mode.
+        clips: (1, C, T, H, W) each.
+        repeats: repetitions for each clip, after one of each form that does not count.
+
+    Returns:
+        The whole network's, and each region's by path.
+    """
+    static, whole = specialize(dynamic, {"*": FULL}), Samples()
+    stops = _Stops(dynamic, repeats)
+    for clip in clips:
+        _in_turns(whole, partial(static, clip), partial(dynamic, clip), repeats, clip.device)
+        stops.run(clip)
+    return whole.timing(), {path: samples.timing() for path, samples in stops.samples.items()}
+
+
+class _Stops(fx.Interpreter):
+    """Runs a network, and times each region on the input that reaches it."""
+
+    def __init__(self, dynamic: fx.GraphModule, repeats: int) -> None:
+        super().__init__(dynamic)
+        self._repeats, self.samples = repeats, dict[str, Samples]()
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        region = self.fetch_attr(target)
+        if isinstance(region, DynamicConv):
+            x = args[0]
+            samples = self.samples.setdefault(target, Samples())
+            _in_turns(samples, lambda: region.body(x), lambda: region(x, region.gate(x)), self._repeats, x.device)
+        return super().call_module(target, args, kwargs)
+
+
+def _in_turns(
+    samples: Samples, dense: Callable[[], Any], dynamic: Callable[[], Any], repeats: int, device: torch.device
+) -> None:
+    """Warm up, then time dense, dynamic, dense, dynamic, …: what disturbs the machine disturbs both."""
+    _ms(dense, device), _ms(dynamic, device)
+    pairs = [(_ms(dense, device), _ms(dynamic, device)) for _ in range(repeats)]
+    samples.dense.append([pair[0] for pair in pairs])
+    samples.dynamic.append([pair[1] for pair in pairs])
+
+
+def _ms(run: Callable[[], Any], device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    run()
+    _wait(device)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _latency(clips: list[list[float]]) -> Latency:
+    times = [value for repetitions in clips for value in repetitions]
+    return Latency(ms=fmean(median(repetitions) for repetitions in clips), min_ms=min(times), max_ms=max(times))
