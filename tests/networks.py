@@ -18,7 +18,9 @@ class TinyNet(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv3d(3, 8, 3, stride=(1, 2, 2), padding=1, bias=False), nn.BatchNorm3d(8), nn.ReLU(inplace=True)
         )
-        self.depthwise = nn.Sequential(nn.Conv3d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm3d(8), nn.SiLU())
+        self.depthwise = nn.Sequential(
+            nn.Conv3d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm3d(8), nn.SiLU()
+        )
         self.expand = nn.Conv3d(8, 13, 1)
         self.down = nn.Sequential(
             nn.Conv3d(13, 12, (3, 1, 1), stride=(2, 1, 1), padding=(1, 0, 0)), nn.BatchNorm3d(12), nn.ReLU()
@@ -110,9 +112,10 @@ def randomise_rebuilds(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
-def randomise_gates(dynamic: nn.Module, clips: Tensor, seed: int = 0, spread: float = 3.0) -> nn.Module:
+def randomise_gates(dynamic: nn.Module, clips: Tensor | None = None, seed: int = 0, spread: float = 3.0) -> nn.Module:
     """Let every gate decide at random, differently for each of `clips`; `spread` is the standard deviation of z."""
     generator = torch.Generator().manual_seed(seed)
+    clips = make_clip(6, 3, 8, 16, 16) if clips is None else clips
 
     def centre(gate: Gate, args: tuple[Tensor]) -> None:
         hidden = torch.tanh(gate.norm(gate.hidden(gate._look(args[0]))))

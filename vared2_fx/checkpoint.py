@@ -39,11 +39,14 @@ def save(dynamic: fx.GraphModule, folder: str | Path) -> Path:
 
     Raises:
         ConvertError: `dynamic` is not a converted network.
-        CheckpointError: the folder cannot be written, or `dynamic` was specialised.
+        CheckpointError: the folder cannot be written, or `dynamic` was specialised or has no values.
     """
     made = conversion(dynamic)
     if regions(dynamic).keys() != {entry.path for entry in made.plan.converted}:
         raise CheckpointError("save: this network was specialised; save the dynamic one that it was made from.")
+    state = dynamic.state_dict()
+    if any(tensor.is_meta for tensor in state.values()):
+        raise CheckpointError("save: this network is on the meta device, it has no values that could be saved.")
     document = {
         "format_version": FORMAT_VERSION,
         "source": made.source,
@@ -56,7 +59,7 @@ def save(dynamic: fx.GraphModule, folder: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         _settle(folder)
         try:
-            _write(folder, document, _unshared(dynamic.state_dict()))
+            _write(folder, document, _unshared(state))
         finally:
             _settle(folder)
     except (OSError, safetensors.SafetensorError) as exc:
@@ -109,7 +112,10 @@ def _write(folder: Path, document: dict[str, Any], state: dict[str, Tensor]) -> 
     The one step that replaces the config is the one from which the new save counts; `_settle` does the rest.
     """
     part = folder / f"{WEIGHTS_FILE}.part"
+    part.touch()
+    usual_mode = part.stat().st_mode  # safetensors lets nobody else read what it writes
     save_file(state, part)
+    part.chmod(usual_mode)
     document["weights_sha256"] = _sha256(part)
     os.replace(part, _unsettled(folder, document))
     part = folder / f"{CONFIG_FILE}.part"

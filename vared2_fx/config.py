@@ -10,6 +10,7 @@ Granularity = Literal["conv"]
 GateKind = Literal["soft_modulation", "gumbel"]
 FrameRebuildKind = Literal["repeat", "interpolate"]
 ChannelRebuildKind = Literal["scale", "depthwise"]
+Precision = Literal["no", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,7 +155,7 @@ class FinetuneConfig:
     clip_grad: float = 5.0
     """Largest norm of the gradient; 0 leaves it as it is."""
 
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Precision = "no"
     """Autocast, by accelerate."""
 
     seed: int = 0

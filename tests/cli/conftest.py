@@ -42,6 +42,17 @@ def fails():
 def gives_three():
     return 3
 
+class Interrupting(nn.Module):
+    calls = 0
+    def forward(self, x):
+        self.calls += self.training
+        if self.calls == 5:
+            raise KeyboardInterrupt
+        return x
+
+def interrupting():
+    return nn.Sequential(*build(), Interrupting())
+
 def interrupted():
     raise KeyboardInterrupt
 

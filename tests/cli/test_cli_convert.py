@@ -11,20 +11,20 @@ CLIP = ("--frames", "4", "--size", "16")
 
 
 def test_a_network_of_the_zoo(run, folder):
-    result = run("convert", "x3d_xs", "--num-classes", "5", "--out", "saved")
-    assert "Saved saved: Net with" in result.stdout
+    result = run("convert", "vared2_demo", "--num-classes", "5", "--out", "saved")
+    assert "Saved saved: DemoNet with" in result.stdout
     assert "the weights are random" in result.stderr
     dynamic = vr.load(folder / "saved")
-    assert dynamic(vr.zoo.spec("x3d_xs").example_inputs()).shape == (1, 5)
+    assert dynamic(vr.zoo.spec("vared2_demo").example_inputs()).shape == (1, 5)
 
 
 def test_weights_from_a_file(run, folder):
     torch.manual_seed(1)
-    base = vr.zoo.load("x3d_xs", num_classes=5)
+    base = vr.zoo.load("vared2_demo", num_classes=5)
     torch.save(base.state_dict(), folder / "mine.pt")
-    result = run("convert", "x3d_xs", "--num-classes", "5", "--weights", "mine.pt", "--out", "saved")
+    result = run("convert", "vared2_demo", "--num-classes", "5", "--weights", "mine.pt", "--out", "saved")
     assert "random" not in result.output
-    clip = vr.zoo.spec("x3d_xs").example_inputs()
+    clip = vr.zoo.spec("vared2_demo").example_inputs()
     with torch.no_grad():
         torch.testing.assert_close(vr.load(folder / "saved")(clip), base(clip), rtol=0, atol=1e-5)  # rounding
 
@@ -56,18 +56,18 @@ def test_a_saved_network_is_not_replaced_by_mistake(run, folder):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("x3d_xs", "--weights", "nix.pt"), "'nix.pt': no such file"),
-        (("x3d_xs", "--weights", "mynets.py"), "mynets.py"),
-        (("x3d_xs", "--weights", "a.pt", "--pretrained"), "two sets of weights"),
+        (("vared2_demo", "--weights", "nix.pt"), "'nix.pt': no such file"),
+        (("vared2_demo", "--weights", "mynets.py"), "mynets.py"),
+        (("vared2_demo", "--weights", "a.pt", "--pretrained"), "two sets of weights"),
         (
             ("mynets:build", "--pretrained"),
             "--pretrained does not go with mynets:build, which is a network of your own",
         ),
         (("mynets:build", "--num-classes", "3"), "--num-classes does not go with"),
         (("mynets:build", "--gate", "wooden"), "gate='wooden', expected one of soft_modulation, gumbel"),
-        (("x3d_xs", "--exclude", "*"), "nothing to convert"),
+        (("vared2_demo", "--exclude", "*"), "nothing to convert"),
         (("converted",), "converted is converted already; name the original"),
-        (("x3d_xs", "--out", "mynets.py"), "--out mynets.py: that is a file"),
+        (("vared2_demo", "--out", "mynets.py"), "--out mynets.py: that is a file"),
     ],
 )
 def test_mistakes(run, words, message):

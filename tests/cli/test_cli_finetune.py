@@ -1,10 +1,13 @@
 """`vared2 finetune`: a short run on real video files, and going on with it."""
 
+import inspect
 import json
+from dataclasses import fields
 
 import pytest
 
 import vared2_fx as vr
+from vared2_fx.cli.finetune import finetune
 from vared2_fx.config import FinetuneConfig
 
 CLIP = ("--frames", "4", "--size", "16")
@@ -51,12 +54,16 @@ def test_going_on(run, data):
     assert "another lr" in other.stderr
 
 
+def test_interrupting(run, data, folder):
+    words = ("finetune", "mynets:{}", *data, *CLIP, *QUICK, "--epochs", "2", "--out", "run", "--resume")
+    result = run(*(word.format("interrupting") if isinstance(word, str) else word for word in words), code=130)
+    assert "What was finished is in run; the same line with --resume goes on from there" in result.stderr
+    assert len((folder / "run/log.jsonl").read_text().splitlines()) == 2  # three steps each: epochs 0 and 1
+    again = run(*(word.format("build") if isinstance(word, str) else word for word in words), "--json")
+    assert [epoch["epoch"] for epoch in json.loads(again.stdout)["history"]] == [0, 1, 2]
+
+
 def test_every_setting_of_the_config_has_an_option():
-    import inspect
-    from dataclasses import fields
-
-    from vared2_fx.cli.finetune import finetune
-
     options = inspect.signature(finetune).parameters
     for field in fields(FinetuneConfig):
         if field.name not in ("progress", "out"):
@@ -86,7 +93,7 @@ def test_mistakes(run, data, words, message):
 
 
 def test_classes_have_to_agree(run, data, folder):
-    run("convert", "x3d_xs", "--num-classes", "5", "--out", "five")
+    run("convert", "vared2_demo", "--num-classes", "5", "--out", "five")
     result = run("finetune", "five", *data, *QUICK, "--out", "run", code=2)
     assert "five answers with 5 classes, but --train has 9 (moving_anticlockwise, moving_clockwise," in result.stderr
     assert not (folder / "run").exists()

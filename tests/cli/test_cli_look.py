@@ -21,13 +21,13 @@ def test_zoo_for_a_machine(run):
 
 
 def test_scan_prints_the_plan(run):
-    assert run("scan", "x3d_xs").stdout == f"{vr.scan(vr.zoo.load('x3d_xs'))}\n"
+    assert run("scan", "vared2_demo").stdout == f"{vr.scan(vr.zoo.load('vared2_demo'))}\n"
 
 
 def test_scan_for_a_machine(run):
-    plan = json.loads(run("scan", "x3d_xs", "--json").stdout)
-    assert (plan["schema"], plan["version"], plan["network"]) == ("vared2_fx.plan", 1, "Net")
-    expected = vr.scan(vr.zoo.load("x3d_xs"))
+    plan = json.loads(run("scan", "vared2_demo", "--json").stdout)
+    assert (plan["schema"], plan["version"], plan["network"]) == ("vared2_fx.plan", 1, "DemoNet")
+    expected = vr.scan(vr.zoo.load("vared2_demo"))
     assert [entry["path"] for entry in plan["entries"]] == [entry.path for entry in expected.entries]
     assert plan["macs"] == expected.macs
 
@@ -46,10 +46,10 @@ def test_scan_options(run):
 
 
 def test_scan_of_a_converted_network(run):
-    run("convert", "x3d_xs", "--out", "saved", "--exclude", "blocks.4.*")
+    run("convert", "vared2_demo", "--out", "saved", "--exclude", "stage3.*")
     result = run("scan", "saved", "--json")
     entries = json.loads(result.stdout)["entries"]
-    assert {entry["reason"] for entry in entries if entry["path"].startswith("blocks.4.")} == {"excluded"}
+    assert {entry["reason"] for entry in entries if entry["path"].startswith("stage3.")} == {"excluded"}
     assert "converted already" in result.stderr
 
 
@@ -74,13 +74,13 @@ def test_scan_of_a_converted_network_of_ones_own(run):
         (("nix/da",), "nix/da is no folder with a saved network. Give a name that `vared2 zoo` lists"),
         (("mynets.py",), "mynets.py is no folder with a saved network"),
         (("empty",), "empty is a folder without a saved network (vared2.json)"),
-        (("x3d_xs", "--include", "blok.*"), "'blok.*' matches none of the"),
+        (("vared2_demo", "--include", "blok.*"), "'blok.*' matches none of the"),
         (
-            ("x3d_xs", "--frame-strides", "1;2"),
+            ("vared2_demo", "--frame-strides", "1;2"),
             "--frame-strides 1;2: expected numbers with commas between, such as 1,2,4",
         ),
-        (("x3d_xs", "--frame-strides", "1,3,4"), "4 does not follow 3"),
-        (("x3d_xs", "--channel-shares", "0.5"), "let it begin with 1.0"),
+        (("vared2_demo", "--frame-strides", "1,3,4"), "4 does not follow 3"),
+        (("vared2_demo", "--channel-shares", "0.5"), "let it begin with 1.0"),
         (("mynets:build", "--size", "16"), "--frames and --size: give both"),
     ],
 )

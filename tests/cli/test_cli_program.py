@@ -1,9 +1,11 @@
 """The program as a whole: help, version, what goes where, and how it ends."""
 
+import inspect
 import json
 import logging
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
@@ -32,9 +34,6 @@ def test_help_of_a_command(run, command):
 
 def test_every_option_is_explained():
     for command in app.registered_commands:
-        import inspect
-        from typing import get_args
-
         for name, parameter in inspect.signature(command.callback, eval_str=True).parameters.items():
             assert get_args(parameter.annotation)[1].help, f"{command.callback.__name__} {name}"
 
@@ -73,7 +72,7 @@ def test_debug_shows_where():
     result = CliRunner().invoke(app, ["--debug", "scan", "nix", "--frame-strides", "2"])
     assert result.exit_code == 1
     assert isinstance(result.exception, ValueError)
-    result = CliRunner().invoke(app, ["--debug", "scan", "x3d_xs", "--frame-strides", "2"])
+    result = CliRunner().invoke(app, ["--debug", "scan", "vared2_demo", "--frame-strides", "2"])
     assert isinstance(result.exception, ConvertError)
 
 

@@ -1,6 +1,5 @@
 """`vared2 report`: on videos, on data sets, on nothing; and on other people's videos."""
 
-import json
 import shutil
 
 import pytest
@@ -63,16 +62,16 @@ def test_damaged_videos_are_counted_and_said(run, saved, scenes, folder):
 
 
 def test_labels_of_other_classes_are_left_out(run, folder, scenes):
-    words = ("--num-classes", "5", "--frames", "4", "--size", "160")
+    words = ("--num-classes", "5", "--frames", "4", "--size", "32")
     (video,) = sorted((scenes / "val").glob("static_disc/0000.mp4"))
     (folder / "one.csv").write_text(f"{video},a\n")
     (folder / "names.txt").write_text("a\nb\nc\nd\ne\n")
-    made = read(run("report", "x3d_xs", *words, "--data", "one.csv", "--json", "--no-timing"))
+    made = read(run("report", "vared2_demo", *words, "--data", "one.csv", "--json", "--no-timing"))
     assert made.totals.top1 is None
     assert any("accuracy is left out: the data has 1 classes, the network 5" in note for note in made.notes)
     assert any("weights are random" in note for note in made.notes)
     assert any("converted on the spot" in note for note in made.notes)
-    named = run("report", "x3d_xs", *words, "--data", "one.csv", "--classes", "names.txt", "--json", "--no-timing")
+    named = run("report", "vared2_demo", *words, "--data", "one.csv", "--classes", "names.txt", "--json", "--no-timing")
     assert read(named).totals.num_labelled == 1
 
 
@@ -105,16 +104,16 @@ def test_csv_into_a_file(run, saved, folder):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("mynets:build", "--video", "a.mp4"), "say with --frames and --size how large they are"),
+        (("mynets:build", "--video", "mynets.py"), "say with --frames and --size how large they are"),
         (("mynets:build",), "give clips with --video or --data, or the size of a made-up one"),
         (("mynets:build", *CLIP, "--no-timing", "--csv", "empty"), "empty cannot be written: Is a directory"),
-        (("x3d_xs", "--video", "a.mp4", "--data", "b"), "--video and --data: give one of them"),
-        (("x3d_xs", "--video", "a.mp4"), "--video a.mp4: there is no such file"),
+        (("vared2_demo", "--video", "a.mp4", "--data", "b"), "--video and --data: give one of them"),
+        (("vared2_demo", "--video", "a.mp4"), "--video a.mp4: there is no such file"),
         (("mynets:build", *CLIP, "--video", "mynets.py"), "`mynets.py` is not a readable video"),
-        (("x3d_xs", "--data", "nix"), "--data nix: there is no such folder or file"),
+        (("vared2_demo", "--data", "nix"), "--data nix: there is no such folder or file"),
         (("mynets:build", *CLIP, "--data", "empty"), "it has no folders. Expected one folder per class"),
-        (("x3d_xs", "--weights", "nix.pt"), "no such file"),
-        (("x3d_xs", "--base", "mynets:build"), "--base does not go with x3d_xs"),
+        (("vared2_demo", "--weights", "nix.pt"), "no such file"),
+        (("vared2_demo", "--base", "mynets:build"), "--base does not go with vared2_demo"),
         (("mynets:build", *CLIP, "--device", "abacus"), "--device abacus: "),
         (("mynets:build", *CLIP, "--no-timing", "--csv", "nix/a.csv"), "--csv nix/a.csv: there is no folder nix"),
         (("damaged",), "damaged/vared2.json is no valid JSON"),

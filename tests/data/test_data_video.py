@@ -97,6 +97,28 @@ def test_a_clip_does_not_keep_the_video_in_memory(write_video):
     assert float(run.stdout) < 0.4 * whole_mb
 
 
+@pytest.mark.skipif(not hasattr(av.VideoStream, "set_display_rotation"), reason="this PyAV writes no rotation")
+@pytest.mark.parametrize(("degrees", "side"), [(90, "left"), (-90, "right"), (180, "bottom")])
+def test_phone_videos_stand_upright(tmp_path, degrees, side):
+    """Stored with a white top; turned counterclockwise by `degrees` to be shown."""
+    path = tmp_path / "phone.mp4"
+    picture = np.zeros((24, 32, 3), np.uint8)
+    picture[:12] = 255
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv444p"
+        stream.set_display_rotation(degrees)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    with VideoFile(path) as video:
+        (shown,), _ = video.frames_at([0.0])
+    assert shown.shape == ((3, 24, 32) if degrees == 180 else (3, 32, 24))
+    shown = shown.float().mean(0)
+    halves = {"left": shown[:, :12], "right": shown[:, 12:], "bottom": shown[12:]}
+    assert halves[side].mean() > 240
+    assert shown.mean() == pytest.approx(127, abs=5)
+
+
 @pytest.mark.parametrize("kind", ["text", "noise", "empty", "header_only"])
 def test_not_a_video(tmp_path, write_video, kind):
     path = tmp_path / "bad.mp4"

@@ -144,7 +144,9 @@ def test_straight_through_gradient_is_that_of_the_softmax():
     (ours,) = torch.autograd.grad((decision * weights).sum(), gate.out.bias)
     torch.manual_seed(1)
     z = gate.out.bias.expand(4, -1)
-    soft = torch.cat([(part - torch.empty(part.shape).exponential_().log()).softmax(1) for part in z.split([3, 2], dim=1)], 1)
+    soft = torch.cat(
+        [(part - torch.empty(part.shape).exponential_().log()).softmax(1) for part in z.split([3, 2], dim=1)], 1
+    )
     (expected,) = torch.autograd.grad((soft * weights).sum(), gate.out.bias)
     torch.testing.assert_close(ours, expected)
 

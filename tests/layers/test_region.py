@@ -119,11 +119,10 @@ def test_every_choice_is_the_formula_in_both_modes(drawn):
 def test_soft_decisions_are_the_weighted_sum_in_both_modes(drawn, data):
     """Each clip weighs some of the choices; evaluation computes only what they need."""
     region, x = drawn
-    entries = [len(region.grid.frame_strides), len(region.grid.channel_shares)]
-    rows = []
-    for _ in range(len(x)):
-        parts = [data.draw(st.lists(st.sampled_from([0.0, 0.3, 0.7]), min_size=n, max_size=n).filter(any)) for n in entries]
-        rows.append(sum(parts, []))
+    rows: list[list[float]] = [[] for _ in x]
+    for row in rows:
+        for size in (len(region.grid.frame_strides), len(region.grid.channel_shares)):
+            row += data.draw(st.lists(st.sampled_from([0.0, 0.3, 0.7]), min_size=size, max_size=size).filter(any))
     decision = torch.tensor(rows, dtype=torch.float64)
     with torch.no_grad():
         expected = reference(region, x, decision)

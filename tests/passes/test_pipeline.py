@@ -31,7 +31,9 @@ def test_passes_run_in_order():
 def test_what_changed_is_logged(caplog):
     gm = trace(tiny_net())
     with caplog.at_level(logging.INFO, "vared2_fx"):
-        run_passes(gm, [*pipeline(ConvertConfig(), make_plan(gm, config=ConvertConfig())), partial(renamed, seen=[], name="")])
+        run_passes(
+            gm, [*pipeline(ConvertConfig(), make_plan(gm, config=ConvertConfig())), partial(renamed, seen=[], name="")]
+        )
     first, second = [record.message for record in caplog.records if record.name.startswith("vared2_fx")]
     assert first.startswith("gate_convs: Conv3d 6 -> 0, DynamicConv 0 -> 6, Gate 0 -> 6 (")
     assert second.startswith("renamed: nothing to change (")

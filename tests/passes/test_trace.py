@@ -95,5 +95,5 @@ def test_what_cannot_be_followed_is_an_error_that_says_so():
 def test_what_cannot_be_copied_is_an_error_that_says_so():
     model = Net()
     model.seen = model(make_clip(1, 3, 4, 8, 8))  # a tensor with a history
-    with pytest.raises(ConvertError, match="Net cannot be copied .*remove what cannot be copied"):
+    with pytest.raises(ConvertError, match=r"Net cannot be copied .*remove what cannot be copied"):
         copy_model(model)

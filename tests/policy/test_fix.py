@@ -71,12 +71,13 @@ def test_blocks_nest_and_end_also_by_an_error(dynamic):
     with vr.policy(dynamic, {"*": (2, 1.0)}) as outer:
         assert outer == dict.fromkeys(CONVS, Choice(2, 1.0))
         before = picked(dynamic)
-        with pytest.raises(KeyError), vr.policy(dynamic, {"stem.0": (4, 0.5)}) as inner:
+        with vr.policy(dynamic, {"stem.0": (4, 0.5)}) as inner:
             assert inner == {"stem.0": Choice(4, 0.5)}
             assert picked(dynamic) == before | {"stem.0": [[0, 0, 1, 0, 1]] * 3}
-            with vr.full(dynamic):
+            with pytest.raises(KeyError), vr.full(dynamic):
                 assert picked(dynamic) == dict.fromkeys(CONVS, [[1, 0, 0, 1, 0]] * 3)
-            raise KeyError
+                raise KeyError
+            assert picked(dynamic) == before | {"stem.0": [[0, 0, 1, 0, 1]] * 3}
         assert picked(dynamic) == before
     assert picked(dynamic) == free
 
@@ -110,9 +111,9 @@ def test_what_is_not_offered_takes_the_next_that_computes_no_less(asked, taken, 
 
 @pytest.mark.parametrize("call", [vr.policy, vr.specialize])
 def test_a_pattern_that_matches_nothing_names_what_is_near(dynamic, call):
-    with pytest.raises(ConvertError, match=r"'stem.1' matches none of the 6 dynamic regions; near it are stem.0"):
-        with call(dynamic, {"stem.1": (2, 0.5)}):
-            pass
+    message = r"'stem.1' matches none of the 6 dynamic regions; near it are stem.0"
+    with pytest.raises(ConvertError, match=message), call(dynamic, {"stem.1": (2, 0.5)}):
+        pass
 
 
 def test_threads_do_not_see_each_others_policy(dynamic):
@@ -160,4 +161,5 @@ def test_a_fixed_policy_can_be_trained():
         dynamic(CLIP).square().sum().backward()
     trained = {name for name, p in dynamic.named_parameters() if p.grad is not None and p.grad.any()}
     assert not any(".gate." in name for name in trained)
-    assert {"stem.0.frame_rebuilds.0.scale", "stem.0.channel_rebuilds.0.scale", "stem.0.body.weight"} <= trained
+    # not all: what the next region skips has no say, such as the rebuilt channels of stem.0 in a depthwise convolution
+    assert {"expand.frame_rebuilds.0.scale", "expand.channel_rebuilds.0.scale", "expand.body.weight"} <= trained

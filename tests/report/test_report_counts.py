@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import CONVS, gate_linear_macs, make_clip, randomise_gates, tiny_net
+from networks import CONVS, Net, gate_linear_macs, make_clip, randomise_gates, tiny_net
 from torch.utils.flop_counter import FlopCounterMode
 
 from vared2_fx import ConvertConfig, convert, policy, report, with_decisions
@@ -171,3 +171,22 @@ def test_soft_gates_are_counted_at_what_they_make_compute(clips):
     totals, head = made.totals, 16 * 5 * len(clips)
     assert convolutions == 2 * (totals.computed_macs.total - totals.cheap_macs.total - totals.gate_macs.total - head)
     assert totals.computed_macs.min < totals.computed_macs.max
+
+
+class Twice(Net):
+    """Calls `b` twice, and a matrix product without a module."""
+
+    def forward(self, x):
+        x = self.b(self.b(self.a(x)).relu()).mean((2, 3, 4))
+        return torch.matmul(self.head(x), self.head.weight)
+
+
+def test_a_layer_that_is_called_twice_is_one_row_of_both():
+    twice = convert(Twice().eval(), config=ConvertConfig(min_macs_share=0))
+    made = report(twice, make_clip(2, 3, 4, 6, 6), timing=False)
+    rows = {layer.path: layer for layer in made.layers}
+    assert list(rows) == ["a", "b", "head", "matmul"]
+    assert rows["b"].reason == "called_twice"
+    assert rows["b"].dense_macs.mean == 2 * (8 * 8 * 27) * (4 * 6 * 6)
+    assert (rows["matmul"].operation, rows["matmul"].kind, rows["matmul"].dense_macs.mean) == ("matmul", "other", 4 * 8)
+    assert made.totals.dense_macs.total == sum(layer.dense_macs.total for layer in made.layers)

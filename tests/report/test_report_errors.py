@@ -113,7 +113,7 @@ def test_no_video_can_be_read(dynamic, videos):
     for path, _ in videos.videos:
         with open(path, "wb") as file:
             file.write(b"nothing")
-    with pytest.raises(ReportError, match="no clip. 9 videos failed, the first with: .*not a readable video"):
+    with pytest.raises(ReportError, match=r"no clip\. 9 videos failed, the first with: .*not a readable video"):
         report(dynamic, make_loader(videos, CLIPS, batch_size=2, probe=False))
     with pytest.raises(DataError, match="None of the videos"):
         make_loader(videos, CLIPS, batch_size=2)

@@ -61,7 +61,7 @@ def test_json_that_is_no_report(made, change, message):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null"])
 def test_text_that_is_no_report(text):
-    with pytest.raises(ReportError, match="this (is no JSON|JSON is no report)"):
+    with pytest.raises(ReportError, match=r"this (is no JSON|JSON is no report)"):
         CompressionReport.from_json(text)
 
 

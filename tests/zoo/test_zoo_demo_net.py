@@ -42,6 +42,12 @@ def test_static_scenes_need_few_frames_and_the_others_many(clips):
     assert ok[of_kind(label, "moving", "shaking", "zooming")].float().mean() < 0.7
 
 
+def test_the_spec_fits_the_scenes():
+    spec = zoo.spec("vared2_demo")
+    assert spec.num_classes == len(scenes.CLASSES)
+    assert spec.fps == scenes.FPS
+
+
 def test_the_checkpoint_is_small():
     assert demo_net.WEIGHTS.stat().st_size < 3e6
 

@@ -160,19 +160,24 @@ def finetune(
     from vared2_fx.train import finetune as train_network
 
     listing = list_videos(train, classes=classes)
+    val_listing = list_videos(val, classes=listing.classes)
     opened = _open(network, len(listing.classes), pretrained=pretrained, weights=weights, base=base)
-    for note in opened.notes:
-        say(f"note: {note}")
+    if opened.notes:
+        say("note: the weights are random; --pretrained or --weights gives fine-tuning something to keep.")
     _check_classes(opened, network, listing.classes)
     dynamic = opened.converted
     if dynamic is None:
         dynamic = convert(opened.model, example_clip(opened, frames=frames, size=size), conversion_config)
     clips = clip_config(opened, frames=frames, size=size, sampling_rate=sampling_rate)
     load = partial(make_loader, config=clips, batch_size=batch_size, num_workers=workers, seed=seed)
-    train_loader, val_loader = load(listing, training=True, flip=flip), load(val, classes=listing.classes)
+    train_loader, val_loader = load(listing, training=True, flip=flip), load(val_listing)
     place(dynamic, device)
     _write_classes(out / "best", listing.classes)
-    result = train_network(dynamic, train_loader, val_loader, config)
+    try:
+        result = train_network(dynamic, train_loader, val_loader, config)
+    except KeyboardInterrupt:
+        say(f"What was finished is in {out}; the same line with --resume goes on from there.")
+        raise
     say(f"training clips: {train_loader.log}\nvalidation clips: {val_loader.log}")
     if json:
         show_json({"folder": str(out / "best"), "best_epoch": result.best_epoch, **_document(result)})
@@ -206,7 +211,7 @@ def _check_out(out: Path, resume: bool) -> None:
 def _check_optimizer(name: str) -> None:
     from timm.optim import list_optimizers
 
-    known = list_optimizers()
+    known = [str(option) for option in list_optimizers()]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""

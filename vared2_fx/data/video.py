@@ -23,10 +23,10 @@ _REORDER = 4  # frames whose time stamps are sorted again; MPEG-4 allows fewer f
 class VideoFile:
     """An open video file.
 
-    Written beside `pytorchvideo.data.encoded_video.EncodedVideo` because that one turns every frame of the
-    clip's time span into float32 (8 s of 1920x1080: 6 GB), decodes a Matroska file completely to open it,
-    gives up a whole clip for one broken packet, and sorts frames by the wrong time stamps that MPEG-4 in AVI
-    carries. On sound files both give the same frames (`tests/data/test_video.py`).
+    Written beside `pytorchvideo.data.encoded_video.EncodedVideo` because that one turns every frame of the clip's time
+    span into float32 (8 s of 1920x1080: 6 GB), decodes a Matroska file completely to open it, gives up a whole clip
+    for one broken packet, leaves phone videos lying on their side, and sorts frames by the wrong time stamps that
+    MPEG-4 in AVI carries. On sound files both give the same frames (`tests/data/test_data_video.py`).
 
     Args:
         path: the file.
@@ -68,7 +68,8 @@ class VideoFile:
                 decoder fails, the last picture before stays on screen.
 
         Returns:
-            (T, 3, H, W) uint8 RGB, and how many of the T times lie after the end of the last decoded frame.
+            (T, 3, H, W) uint8 RGB, upright as the file says (phones store a rotation), and how many of the T times lie
+            after the end of the last decoded frame.
 
         Raises:
             DataError: nothing can be decoded there.
@@ -91,7 +92,8 @@ class VideoFile:
                 rgb = to_rgb.reformat(frame or first, first.width, first.height, format="rgb24")
                 pictures.append(torch.from_numpy(np.ascontiguousarray(rgb.to_ndarray())))
         num_missing = sum(time > end_s - _EARLY_S for time in times_s)
-        return torch.stack(pictures).permute(0, 3, 1, 2), num_missing
+        upright = torch.rot90(torch.stack(pictures), round(first.rotation / 90), dims=(1, 2))
+        return upright.permute(0, 3, 1, 2), num_missing
 
     def close(self) -> None:
         """Close the file."""

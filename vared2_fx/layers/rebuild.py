@@ -67,8 +67,8 @@ class FrameRebuild(nn.Module):
         return F.pad(values.t(), (1, 0), value=computed)[None, :, None, :, None, None].to(like.dtype)
 
     def _by_frame(self, values: Tensor, computed: float, frames: Tensor) -> Tensor:
-        """(R−1, C) → (C, T, 1)."""
-        return F.pad(values.t(), (1, 0), value=computed)[:, frames % self.stride].unsqueeze(2)
+        """(R−1, C) → (C, T, 1). Transposed last, so that gradients have the layout that DDP wants."""
+        return F.pad(values, (0, 0, 1, 0), value=computed)[frames % self.stride].t().unsqueeze(2)
 
 
 def _one_hot(columns: Tensor, num_frames: int, step: int) -> Tensor:

@@ -4,15 +4,10 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
 from torch import Tensor, fx, nn
 
 from vared2_fx.config import FinetuneConfig
@@ -26,6 +21,9 @@ from vared2_fx.train.evaluate import Evaluation, clip_shape, evaluate, model_arg
 from vared2_fx.train.losses import efficiency_loss, expected_share
 from vared2_fx.train.progress import TrainingBar
 from vared2_fx.train.state import RunFolder
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +95,10 @@ class _Run:
     def __init__(
         self, dynamic: fx.GraphModule, train_loader: Iterable[Any], val_loader: Iterable[Any], config: FinetuneConfig
     ) -> None:
+        # Not at the top of the file: they take longer to import than all the rest of the package.
+        from accelerate.utils import set_seed
+        from timm.scheduler import CosineLRScheduler
+
         self.dynamic, self.config = dynamic, config
         self.val_loader = val_loader
         set_seed(config.seed)
@@ -104,10 +106,10 @@ class _Run:
         several = self.accelerator.num_processes > 1  # alone, the loader stays what it is, with its counts
         self.train_loader = self.accelerator.prepare(train_loader) if several else train_loader
         self.num_steps = config.epochs * _num_batches(self.train_loader)
-        optimizer = create_optimizer_v2(parameter_groups(dynamic, config), opt=config.optimizer, lr=config.lr)
+        optimizer = _optimizer(dynamic, config)
         self.scheduler = CosineLRScheduler(
             optimizer,
-            t_initial=self.num_steps,
+            t_initial=max(2, self.num_steps),  # of one step it says that it has no effect
             warmup_t=min(self.num_steps - 1, round(config.warmup_epochs * self.num_steps / config.epochs)),
             warmup_lr_init=0.0,
             t_in_epochs=False,
@@ -288,7 +290,19 @@ def check_labels(labels: Tensor, output: Any) -> None:
         )
 
 
-def _accelerator(config: FinetuneConfig, *, on_cpu: bool) -> Accelerator:
+def _optimizer(dynamic: nn.Module, config: FinetuneConfig) -> torch.optim.Optimizer:
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    known = list_optimizers()
+    if config.optimizer.lower() not in known:
+        raise TrainError(f"finetune: timm has no optimizer {config.optimizer!r}; it has {', '.join(known)}.")
+    return create_optimizer_v2(parameter_groups(dynamic, config), opt=config.optimizer, lr=config.lr)
+
+
+def _accelerator(config: FinetuneConfig, *, on_cpu: bool) -> "Accelerator":
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
     try:
         return Accelerator(mixed_precision=config.mixed_precision, cpu=on_cpu)
     except ValueError:  # accelerate keeps precision and device per process; an earlier run had others

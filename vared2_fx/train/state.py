@@ -5,15 +5,17 @@ import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, fx
 
 from vared2_fx.checkpoint import WEIGHTS_FILE, save
 from vared2_fx.config import FinetuneConfig
 from vared2_fx.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _MAY_CHANGE = {"out", "resume", "progress"}
 
@@ -24,7 +26,7 @@ class RunFolder:
     `last/` is replaced as a whole: a kill at any moment leaves the state of one epoch or of the one before.
     """
 
-    def __init__(self, config: FinetuneConfig, accelerator: Accelerator) -> None:
+    def __init__(self, config: FinetuneConfig, accelerator: "Accelerator") -> None:
         """Use `config.out`; nothing is written where it is None, nor by any process but the first."""
         self._config, self._accelerator = config, accelerator
         self._folder = None if config.out is None else Path(config.out)

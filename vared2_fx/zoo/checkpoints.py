@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vared2_fx.errors import ZooError
-from vared2_fx.zoo.spec import Entry
+from vared2_fx.zoo.spec import Entry, Layout
 
 _WRAPPERS = ("model_state", "state_dict")  # pytorchvideo and PySlowFast; Lightning and most training scripts
 _PREFIX = "module."  # put before every key by DataParallel and DistributedDataParallel
@@ -105,31 +105,50 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def load_file(model: nn.Module, entry: Entry, path: Path) -> None:
     """Load a user's checkpoint into `model`, all keys and shapes or nothing.
 
-    Only BatchNorm's counter `num_batches_tracked`, which no result depends on, may be missing from the file.
+    The file may be in the network's own layout or in one of `entry.layouts`; its keys tell which. Only BatchNorm's
+    counter `num_batches_tracked`, which no result depends on, may be missing from it.
 
     Raises:
         ZooError: the file cannot be read, or a key or shape differs; the model is untouched then.
     """
     state, own = read_state(path), model.state_dict()
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
+    layout, names = _layout_of(state, own, entry)
+    missing = [key for key in names if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in names]
+    found = {ours: state[theirs] for theirs, ours in names.items() if theirs in state}
     reshaped = [
-        f"{key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the network"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
+        f"{theirs}: {tuple(state[theirs].shape)} in the file, {tuple(own[ours].shape)} in the network"
+        for theirs, ours in names.items()
+        if ours in found and found[ours].shape != own[ours].shape
     ]
     if not (missing or unexpected or reshaped):
-        model.load_state_dict(state, strict=False)
+        model.load_state_dict(found, strict=False)
         return
     parts = [
         _listed("missing from the file", missing),
         _listed("unknown to the network", unexpected),
         _listed("of another shape", reshaped),
     ]
+    read_as = f", read in the layout of {layout.source}," if layout else ""
     raise ZooError(
-        f"weights={str(path)!r} does not fit {entry.spec.name}: {'; '.join(part for part in parts if part)}. "
-        f"{_advice(entry, state, own)}"
+        f"weights={str(path)!r}{read_as} does not fit {entry.spec.name}: {'; '.join(part for part in parts if part)}. "
+        f"{_advice(entry, found, own)}"
     )
+
+
+def _layout_of(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], entry: Entry
+) -> tuple[Layout | None, dict[str, str]]:
+    """The layout that the file is in (None: the network's own), and from its names to ours.
+
+    It is the one with most of its names in the file; the network's own, if no other has more.
+    """
+    best, names = None, {key: key for key in own}
+    for layout in entry.layouts:
+        theirs = {layout.rename(key): key for key in own}
+        if len(theirs.keys() & state.keys()) > len(names.keys() & state.keys()):
+            best, names = layout, theirs
+    return best, names
 
 
 def _is_state(content: object) -> TypeGuard[Mapping[str, Tensor]]:
@@ -142,6 +161,9 @@ def _advice(entry: Entry, state: Mapping[str, Tensor], own: Mapping[str, Tensor]
     key = f"{entry.head}.weight"
     if key in state and state[key].ndim and (classes := state[key].shape[0]) != own[key].shape[0]:
         return f"The file has a last layer for {classes} classes: pass num_classes={classes}."
+    for key, value in own.items():  # layers that see the clip itself
+        if value.ndim == 5 and value.shape[1] == 3 and key in state and state[key].shape[1:2] != (3,):
+            return f"{key} sees RGB, the file's has another number of channels: optical flow, of 2?"
     return "Is it a checkpoint of another network, or of one whose layers were changed?"
 
 

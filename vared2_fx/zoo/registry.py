@@ -7,13 +7,14 @@ from pathlib import Path
 from torch import nn
 
 from vared2_fx.errors import ZooError
-from vared2_fx.zoo import demo_net, pytorchvideo_hub, torchvision_hub
+from vared2_fx.zoo import demo_net, i3d_inception, pytorchvideo_hub, torchvision_hub
 from vared2_fx.zoo.checkpoints import build_pretrained, load_file, replace_head
 from vared2_fx.zoo.spec import Entry, Spec
 
 _TABLES: tuple[tuple[Entry, ...], ...] = (  # one per library, in the order in which `names` lists them
     pytorchvideo_hub.ENTRIES,
     torchvision_hub.ENTRIES,
+    i3d_inception.ENTRIES,
     demo_net.ENTRIES,
 )
 _ENTRIES: dict[str, Entry] = {entry.spec.name: entry for table in _TABLES for entry in table}
@@ -52,16 +53,18 @@ def load(
             and another number only the last layer is fresh, all others keep their weights. With `weights` the
             file must have a last layer of this length.
         weights: a checkpoint of this very network: `.safetensors`, or a `torch.save` of a state dict, plain
-            or under "model_state" or "state_dict", its keys with or without "module." before them.
+            or under "model_state" or "state_dict", its keys with or without "module." before them. For
+            i3d_inception also in the layouts of its published PyTorch ports (`zoo/i3d_checkpoints.py`).
 
     Returns:
-        The library's network, in eval mode, on the CPU: (N, 3, T, H, W) to (N, num_classes) logits. Its
+        The library's network, in eval mode, on the CPU: (N, 3, T, H, W) to (N, num_classes) logits, or from what
+        `spec(name).pack` makes of such clips. With `spec(name).boxes` it takes boxes too, and answers per box. Its
         attribute `vared2_source`, {"name": ..., "num_classes": ...}, says how to build it again.
 
     Raises:
         ZooError: unknown name (the text has the nearest ones); the download is impossible (it names the file
-            and the folder to put it in); a file does not fit; both `pretrained` and `weights`; `num_classes`
-            below 1.
+            and the folder to put it in), or there is none for this network; a file does not fit; both
+            `pretrained` and `weights`; `num_classes` below 1.
     """
     entry = _entry(name)
     if pretrained and weights is not None:

@@ -1,4 +1,7 @@
-"""What is known about a network by name: the input it expects (`Spec`), and how it is had (`Entry`)."""
+"""What is known about a network by name: the input it expects (`Spec`), and how it is had (`Entry`).
+
+N clips, B boxes.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +14,8 @@ from vared2_fx.errors import ZooError
 
 Library = Literal["pytorchvideo", "torchvision", "vared2_fx"]
 RGB = tuple[float, float, float]
+Clips = Tensor | list[Tensor]
+"""First argument of a network: clips, images, or a list with one tensor per pathway."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,8 +26,11 @@ class Spec:
     scale the shorter side to `short_side`, cut out the central `crop` x `crop`, divide by 255, subtract
     `mean`, divide by `std`. The network answers one logit per class.
 
+    Most networks take a batch of such clips. `pack` makes of it what the others take instead.
+
     Raises:
-        ZooError: a size, rate or standard deviation is not positive, or the crop is larger than the frame.
+        ZooError: a size, rate or standard deviation is not positive, the crop is larger than the frame, or
+            `pathways` and `still` do not go with `frames`.
     """
 
     name: str
@@ -45,6 +53,14 @@ class Spec:
     """Standard deviation per colour channel, of values in [0, 1]."""
     num_classes: int
     """Classes of the pretrained weights."""
+    pathways: tuple[int, ...] = ()
+    """Frames of each pathway, slow before fast, for a network that takes a list of tensors; the last pathway has
+    all `frames`. Empty for a network that takes one tensor."""
+    boxes: bool = False
+    """Whether the network takes boxes as a second argument: (B, 5), each the index of a clip in the batch and
+    x1, y1, x2, y2 in pixels of the crop. It then answers once per box: (B, num_classes)."""
+    still: bool = False
+    """Whether the network takes single images, (N, 3, crop, crop); `frames` is 1."""
 
     def __post_init__(self) -> None:
         for field in ("frames", "crop", "short_side", "sampling_rate", "fps", "num_classes"):
@@ -56,22 +72,67 @@ class Spec:
                 f"{self.short_side}. Raise short_side or lower crop."
             )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ZooError(f"Spec({self.name!r}): mean={self.mean}, std={self.std}; three numbers each, std above 0.")
+        if self.pathways and not 1 <= min(self.pathways) <= max(self.pathways) == self.pathways[-1] == self.frames:
             raise ZooError(
-                f"Spec({self.name!r}): mean={self.mean}, std={self.std}; three numbers each, std above 0."
+                f"Spec({self.name!r}): pathways={self.pathways}; each has at least 1 frame, the last all {self.frames}."
             )
+        if self.still and (self.frames != 1 or self.pathways):
+            raise ZooError(f"Spec({self.name!r}): still=True goes with frames=1 and no pathways.")
 
-    def example_inputs(self, batch: int = 1) -> Tensor:
+    def pack(self, clips: Tensor) -> Clips:
+        """Make of a batch of clips what the network takes as its first argument.
+
+        Args:
+            clips: (N, 3, T, crop, crop). T is `frames`, or another length for networks that take it.
+
+        Returns:
+            `clips` itself for most networks. With `pathways`, a new list, slow before fast: of each pathway its
+            share of the frames, spread evenly from the first to the last (as pytorchvideo's SlowFast is
+            trained); a pathway with all frames is `clips` itself. With `still`, the first frame, (N, 3, crop, crop).
+        """
+        if self.still:
+            return clips[:, :, 0]
+        if not self.pathways:
+            return clips
+        num_frames = clips.shape[2]
+        return [_spread(clips, max(1, num_frames * frames // self.frames)) for frames in self.pathways]
+
+    def example_inputs(self, batch: int = 1) -> Clips | tuple[Clips, Tensor]:
         """Make up a batch of normalised clips: noise, the same at every call, for tracing, shapes and timing.
 
         Args:
             batch: number of clips (N).
 
         Returns:
-            (batch, 3, frames, crop, crop), float32, on the CPU.
+            (batch, 3, frames, crop, crop), float32, on the CPU. What `pack` makes of that for networks with
+            `pathways` (a list) and `still`. With `boxes` the tuple (clips, boxes), two boxes per clip.
         """
         generator = torch.Generator().manual_seed(0)
         shape = (batch, 3, self.frames, self.crop, self.crop)
-        return torch.randn(shape, generator=generator, device="cpu")
+        clips = self.pack(torch.randn(shape, generator=generator, device="cpu"))
+        if not self.boxes:
+            return clips
+        corners = self.crop * torch.tensor([[0.1, 0.1, 0.5, 0.9], [0.4, 0.2, 0.9, 1.0]], device="cpu")
+        return clips, torch.cat([torch.arange(2 * batch, device="cpu")[:, None] // 2, corners.repeat(batch, 1)], dim=1)
+
+    def example_args(self, batch: int = 1) -> tuple[Clips, ...]:
+        """Make up the positional arguments of a call, `model(*spec.example_args())`, whatever the network takes.
+
+        Args:
+            batch: number of clips (N).
+
+        Returns:
+            `example_inputs` as a tuple: (clips,), or (clips, boxes).
+        """
+        inputs = self.example_inputs(batch)
+        return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def _spread(clips: Tensor, num_frames: int) -> Tensor:
+    if num_frames == clips.shape[2]:
+        return clips
+    return clips.index_select(2, torch.linspace(0, clips.shape[2] - 1, num_frames, device=clips.device).long())
 
 
 class Builder(Protocol):
@@ -87,6 +148,16 @@ class Builder(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """The names under which another implementation of a network publishes its weights."""
+
+    source: str
+    """Where such files come from, as errors say it."""
+    rename: Callable[[str], str]
+    """From the name of a tensor in our network to its name in such a file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """A row of the zoo."""
 
@@ -97,4 +168,7 @@ class Entry:
     head: str
     """Path of the last layer, `nn.Linear` or a 1x1x1 `nn.Conv3d`: replaced for another number of classes."""
     url: Callable[[], str] | None
-    """Asks the library for the address of its weights; None if they come with the library."""
+    """Asks the library for the address of its weights; None if they come with it, or if there are none (`build`
+    says so then)."""
+    layouts: tuple[Layout, ...] = ()
+    """Names other than its own under which a user's file may hold its weights."""

@@ -1,0 +1,50 @@
+"""The progress bar: only for those who wait, only on a terminal, only on stderr."""
+
+import io
+import sys
+
+import pytest
+
+from vared2_fx.report import progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def endless_loader():
+    yield from range(3)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("quiet_s", [0.0, 60.0])
+def test_items_pass_and_the_bar_shows_when_it_takes_long(monkeypatch, capsys, terminal, quiet_s):
+    shown = Terminal() if terminal else io.StringIO()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setattr(progress, "QUIET_S", quiet_s)
+    for items in ([0, 1, 2], endless_loader()):
+        assert list(progress.track(items, "Counting")) == [0, 1, 2]
+    assert ("Counting" in shown.getvalue()) == (terminal and quiet_s == 0)
+    assert capsys.readouterr().out == ""
+
+
+def test_not_wanted(monkeypatch):
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setattr(progress, "QUIET_S", 0.0)
+    assert list(progress.track(range(3), "Counting", enabled=False)) == [0, 1, 2]
+    assert shown.getvalue() == ""
+
+
+def test_an_error_ends_the_bar(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(progress, "QUIET_S", 0.0)
+
+    def breaks():
+        yield 0
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        list(progress.track(breaks(), "Counting"))
