@@ -22,8 +22,8 @@ def make_step(kind: str, args: argparse.Namespace) -> Callable[[], None]:
     torch.manual_seed(0)
     clips = torch.randn(args.batch, 3, args.frames, args.crop, args.crop)
     labels = torch.zeros(args.batch, dtype=torch.long)
-    model = vr.zoo.load(args.network, num_classes=10)
     if kind == "base":
+        model = vr.zoo.load(args.network, num_classes=10)
         model.train()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
@@ -33,8 +33,7 @@ def make_step(kind: str, args: argparse.Namespace) -> Callable[[], None]:
             optimizer.step()
 
         return step
-    dynamic = vr.convert(model, config=vr.ConvertConfig(gate=kind))
-    del model
+    dynamic = vr.convert(vr.zoo.load(args.network, num_classes=10), config=vr.ConvertConfig(gate=kind))
     observed = vr.with_decisions(dynamic).train()
     dense = dense_macs(dynamic, clips)
     optimizer = torch.optim.SGD(observed.parameters(), lr=1e-3, momentum=0.9)

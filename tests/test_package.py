@@ -45,7 +45,8 @@ def test_distributions_hold_every_module_and_the_weights(distributions):
     (wheel,) = distributions.glob("*.whl")
     (sdist,) = distributions.glob("*.tar.gz")
     in_wheel = set(zipfile.ZipFile(wheel).namelist())
-    in_sdist = {name.split("/", 1)[1] for name in tarfile.open(sdist).getnames() if "/" in name}
+    with tarfile.open(sdist) as files:
+        in_sdist = {name.split("/", 1)[1] for name in files.getnames() if "/" in name}
     needed = {*MODULES, "vared2_fx/py.typed", "vared2_fx/zoo/weights/vared2_demo.safetensors"}
     assert needed <= in_wheel
     assert needed <= in_sdist

@@ -66,10 +66,10 @@ class ConvertConfig:
     """Keep convolutions below this share of the network's multiply-adds static (as above)."""
 
     def __post_init__(self) -> None:
-        _one_of("granularity", self.granularity, get_args(Granularity))
-        _one_of("gate", self.gate, get_args(GateKind))
-        _one_of("frame_rebuild", self.frame_rebuild, get_args(FrameRebuildKind))
-        _one_of("channel_rebuild", self.channel_rebuild, get_args(ChannelRebuildKind))
+        _one_of("ConvertConfig: granularity", self.granularity, get_args(Granularity))
+        _one_of("ConvertConfig: gate", self.gate, get_args(GateKind))
+        _one_of("ConvertConfig: frame_rebuild", self.frame_rebuild, get_args(FrameRebuildKind))
+        _one_of("ConvertConfig: channel_rebuild", self.channel_rebuild, get_args(ChannelRebuildKind))
         _check_frame_strides(self.frame_strides)
         _check_channel_shares(self.channel_shares)
         for name in ("gate_hidden", "gate_bins"):
@@ -82,7 +82,7 @@ class ConvertConfig:
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ConvertError(f"ConvertConfig: {name}={value!r}, expected one of {', '.join(allowed)}.")
+        raise ConvertError(f"{name}={value!r}, expected one of {', '.join(allowed)}.")
 
 
 def _check_frame_strides(strides: tuple[int, ...]) -> None:
@@ -181,6 +181,9 @@ class FinetuneConfig:
                 f"FinetuneConfig: target_macs={self.target_macs}; it is a share of the original's multiply-adds, "
                 "above 0 and at most 1 (0.6 saves 40 %)."
             )
+        _one_of("FinetuneConfig: mixed_precision", self.mixed_precision, get_args(Precision))
+        if not 0 <= self.label_smoothing < 1:
+            raise ConvertError(f"FinetuneConfig: label_smoothing={self.label_smoothing}, expected 0 up to below 1.")
         if not 0 <= self.efficiency_warmup <= 1:
             raise ConvertError(f"FinetuneConfig: efficiency_warmup={self.efficiency_warmup}, expected 0 … 1.")
         if min(self.temperature) <= 0:

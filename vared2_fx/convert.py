@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vared2_fx import zoo
 from vared2_fx.config import ConvertConfig
@@ -149,9 +149,10 @@ def _known_shape(gm: fx.GraphModule, own: nn.Module) -> tuple[tuple[int, ...] | 
     source = getattr(own, "vared2_source", None)
     if source is not None:
         try:
-            clip = zoo.spec(source["name"]).example_inputs().to(next(own.parameters()))
-            measure_shapes(gm, clip)
-            return tuple(clip.shape), False
+            like = next(own.parameters())
+            clips = tree_map_only(Tensor, lambda x: x.to(like), zoo.spec(source["name"]).example_inputs())
+            measure_shapes(gm, clips)
+            return _shape_of(clips), False
         except (ZooError, ConvertError):
             log.info("%s does not run on the zoo's clip size", source["name"])
     return guess_shapes(gm), True

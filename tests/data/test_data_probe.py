@@ -1,6 +1,5 @@
-import pytest
 
-from vared2_fx.data import list_videos, probe, probe_videos
+from vared2_fx.data import list_videos, probe_videos
 
 
 def test_all_good(video_folder):
@@ -22,11 +21,3 @@ def test_the_bad_ones_are_named(video_folder):
     assert "bad09.mp4" in text
     assert "bad10.mp4" not in text
     assert text.endswith("... and 2 more")
-
-
-@pytest.mark.parametrize("quiet_s", [0.0, 1e9])
-def test_progress_only_for_those_who_wait(video_folder, monkeypatch, capsys, quiet_s):
-    monkeypatch.setattr(probe, "_QUIET_S", quiet_s)
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    probe_videos(list_videos(video_folder))
-    assert ("Looking at the videos" in capsys.readouterr().out) == (quiet_s == 0)

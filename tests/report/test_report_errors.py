@@ -30,8 +30,8 @@ def test_no_clip(dynamic, nothing):
 @pytest.mark.parametrize(
     ("clips", "message"),
     [
-        (make_clip(3, 8, 16, 16), r"clips of shape \(3, 8, 16, 16\); expected \(N, C, T, H, W\)"),
-        ("clips/val", "expected a loader or a tensor of clips .* got a str. .*make_loader"),
+        (make_clip(3, 8, 16, 16), r"Clips of shape \(3, 8, 16, 16\); expected \(N, C, T, H, W\)"),
+        ("clips/val", "Expected a loader or a tensor of clips .* got a str. .*make_loader"),
         (7, "got a int"),
         ([{"label": torch.zeros(1)}], "a batch holds a dict with 'label'; expected clips"),
         ([(1, 2, 3)], "a batch holds a tuple"),
@@ -39,14 +39,14 @@ def test_no_clip(dynamic, nothing):
             [(make_clip(2, 3, 8, 16, 16), torch.zeros(3, dtype=torch.int64))],
             r"2 clips came with labels of shape \(3,\)",
         ),
-        ([(make_clip(2, 3, 8, 16, 16), torch.zeros(2))], "labels of shape .* and type float32; expected one whole"),
+        ([(make_clip(2, 3, 8, 16, 16), torch.zeros(2))], "labels of shape .* and type float32; expected an integer tensor"),
         ([(make_clip(2, 3, 8, 16, 16), ["cat", "dog"])], "labels are a list, no tensor"),
         ([(make_clip(1, 3, 8, 16, 16), torch.tensor([5]))], "label 5, but the network knows 5 classes"),
         ([{"video": make_clip(2, 3, 8, 16, 16), "video_name": ["a"]}], "2 clips came with 1 names"),
     ],
 )
 def test_batches_that_are_none(dynamic, clips, message):
-    with pytest.raises(ReportError, match=message):
+    with pytest.raises(DataError, match=message):
         report(dynamic, clips)
 
 

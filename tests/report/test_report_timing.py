@@ -7,8 +7,9 @@ import torch
 from networks import make_clip
 
 from vared2_fx import report
+from vared2_fx.modes import evaluating
 from vared2_fx.passes.rewrite import regions
-from vared2_fx.report.collect import Collector, evaluating
+from vared2_fx.report.collect import Collector
 
 
 def test_every_region_and_the_network_are_timed(dynamic, clips):

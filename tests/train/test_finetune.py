@@ -160,7 +160,7 @@ def bad_loader(clips: torch.Tensor, labels: torch.Tensor) -> DataLoader:
 def test_user_mistakes_are_named(tmp_path):
     dynamic, (train, val) = vr.convert(small_net()), loaders()
     clips = torch.randn(4, 1, 8, 8, 8)
-    with pytest.raises(DataError, match="label 7 with a network of 2 classes"):
+    with pytest.raises(DataError, match="label 7, but the network knows 2 classes"):
         vr.finetune(dynamic, bad_loader(clips, torch.full((4,), 7)), val, config())
     with pytest.raises(DataError, match="training loader is empty"):
         vr.finetune(dynamic, [], val, config())
@@ -168,18 +168,28 @@ def test_user_mistakes_are_named(tmp_path):
         vr.finetune(dynamic, train, [], config())
     with pytest.raises(DataError, match="integer tensor"):
         vr.finetune(dynamic, bad_loader(clips, torch.rand(4)), val, config())
-    with pytest.raises(DataError, match="a batch is"):
+    with pytest.raises(DataError, match="a batch holds"):
         vr.evaluate(dynamic, [{"clips": clips}])
     with pytest.raises(TrainError, match="Lower lr"):
         vr.finetune(dynamic, bad_loader(clips * float("inf"), torch.zeros(4, dtype=torch.long)), val, config())
+    with pytest.raises(TrainError, match="Did you mean adamw"):
+        vr.finetune(dynamic, train, val, config(optimizer="adamww"))
     with pytest.raises(ConvertError, match="not a converted network"):
         vr.finetune(small_net(), train, val, config())
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"epochs": 0}, {"lr": -1.0}, {"target_macs": 60.0}, {"efficiency_warmup": 2.0}, {"temperature": (0.0, 1.0)}]
-    + [{"resume": True}],
+    [
+        {"epochs": 0},
+        {"lr": -1.0},
+        {"target_macs": 60.0},
+        {"efficiency_warmup": 2.0},
+        {"temperature": (0.0, 1.0)},
+        {"resume": True},
+        {"mixed_precision": "fp8"},
+        {"label_smoothing": 1.0},
+    ],
 )
 def test_impossible_configs_are_refused(changes):
     with pytest.raises(ConvertError, match="FinetuneConfig"):

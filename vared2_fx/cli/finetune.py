@@ -1,6 +1,5 @@
 """The command `finetune`."""
 
-import difflib
 from dataclasses import asdict
 from enum import Enum
 from functools import partial
@@ -155,7 +154,6 @@ def finetune(
         include=include, exclude=exclude, frame_strides=frame_strides, channel_shares=channel_shares, gate=gate
     )
     _check_out(out, resume)
-    _check_optimizer(optimizer)
     from vared2_fx.data import list_videos, make_loader
     from vared2_fx.train import finetune as train_network
 
@@ -206,16 +204,6 @@ def _check_out(out: Path, resume: bool) -> None:
         raise Vared2Error(f"--out {out}: a run is there; go on with it by --resume, or take another folder.")
     if resume and not (out / "last").exists() and not (out / "last.old").exists():
         say(f"--resume: no run in {out} yet; starting one.")
-
-
-def _check_optimizer(name: str) -> None:
-    from timm.optim import list_optimizers
-
-    known = [str(option) for option in list_optimizers()]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise Vared2Error(f"--optimizer {name}: timm knows none of that name.{hint} adamw and sgd are usual.")
 
 
 def _check_classes(opened: Network, network: str, classes: tuple[str, ...]) -> None:

@@ -1,16 +1,11 @@
 """Look at every video once, before an epoch stumbles over it."""
 
-import time
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-
-from rich.progress import Progress
 
 from vared2_fx.data.listing import VideoListing
 from vared2_fx.data.video import VideoFile
 from vared2_fx.errors import DataError
-
-_QUIET_S = 2.0  # a progress bar only for those who wait longer
+from vared2_fx.progress import track
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,20 +43,12 @@ def probe_videos(listing: VideoListing, *, progress: bool = True) -> ProbeResult
         DataError: not a single video can be read.
     """
     usable, unreadable = [], []
-    started = time.monotonic()
-    with ExitStack() as stack:
-        bar, task = None, None
-        for done, (path, label) in enumerate(listing.videos):
-            reason = _why_unreadable(path)
-            if reason is None:
-                usable.append((path, label))
-            else:
-                unreadable.append((path, reason))
-            if progress and bar is None and time.monotonic() - started > _QUIET_S:
-                bar = stack.enter_context(Progress(transient=True))
-                task = bar.add_task("Looking at the videos", total=len(listing))
-            if bar is not None and task is not None:
-                bar.update(task, completed=done + 1)
+    for path, label in track(listing.videos, "Looking at the videos", enabled=progress):
+        reason = _why_unreadable(path)
+        if reason is None:
+            usable.append((path, label))
+        else:
+            unreadable.append((path, reason))
     result = ProbeResult(usable=replace(listing, videos=tuple(usable)), unreadable=tuple(unreadable))
     if not usable:
         raise DataError(f"None of the videos can be used. {result}")

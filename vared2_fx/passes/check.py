@@ -1,12 +1,11 @@
 """Whether a converted network still computes what the original computed."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vared2_fx.errors import ConvertError
+from vared2_fx.modes import evaluating
 from vared2_fx.passes.shapes import Inputs, as_args
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -55,18 +54,6 @@ def _difference(a: Tensor, b: Tensor) -> float:
 
 
 def _evaluate(model: nn.Module, example_inputs: Inputs) -> list[Tensor]:
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with torch.no_grad():
-            inputs = tree_map_only(Tensor, torch.clone, as_args(example_inputs))  # a network may write into its input
-            return _tensors(model.eval()(*inputs))
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output]
-    values = output.values() if isinstance(output, dict) else output if isinstance(output, (list, tuple)) else ()
-    return [tensor for value in values for tensor in _tensors(value)]
+    inputs = tree_map_only(Tensor, torch.clone, as_args(example_inputs))  # a network may write into its input
+    with evaluating(model):
+        return [leaf for leaf in tree_leaves(model(*inputs)) if isinstance(leaf, Tensor)]

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from vared2_fx.errors import ConvertError
+from vared2_fx.modes import evaluating
 from vared2_fx.passes.trace import calls, module_of
 
 Inputs = Tensor | Sequence[Tensor]
@@ -76,20 +77,14 @@ def measure_shapes(gm: fx.GraphModule, example_inputs: Inputs) -> fx.GraphModule
 
 
 def _measure(gm: fx.GraphModule, args: tuple[Any, ...], *, fake: bool) -> None:
-    modes = {module: module.training for module in gm.modules()}
-    gm.eval()  # in training a norm refuses a single clip
     devices = {x.device.type for x in tree_leaves(args) if isinstance(x, Tensor)} - {"meta"}
-    try:
-        with (
-            _quiet(),
-            FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext() as mode,
-            torch.no_grad(),
-            torch.autocast(max(devices, default="cpu"), enabled=False),  # its cache of cast weights is of real tensors
-        ):
-            _Measure(gm).run(*tree_map_only(Tensor, mode.from_tensor if mode else torch.clone, args))
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with (
+        _quiet(),
+        evaluating(gm),  # in training a norm refuses a single clip
+        FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext() as mode,
+        torch.autocast(max(devices, default="cpu"), enabled=False),  # its cache of cast weights is of real tensors
+    ):
+        _Measure(gm).run(*tree_map_only(Tensor, mode.from_tensor if mode else torch.clone, args))
 
 
 def _first_line(exc: Exception) -> str:

@@ -5,19 +5,19 @@ N clips, C channels, T frames, H height, W width; L regions.
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
+from vared2_fx.batches import Batch, check_labels, read_batch
 from vared2_fx.errors import ReportError
 from vared2_fx.layers import Choice, Decision
 from vared2_fx.passes.rewrite import regions, with_decisions
 from vared2_fx.policy.statistics import computed_choices, computed_macs
-from vared2_fx.report.batches import Clips, read_batch
 from vared2_fx.report.numbers import ClipReport, PerClip
 from vared2_fx.report.profile import Profile, profile
 
@@ -101,19 +101,6 @@ class Collected:
     """Clips (1, C, T, H, W) picked at random, each as likely, with their computed share; for timing."""
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients inside the block; every module's own mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
 class Collector:
     """Counts batch after batch; of what the gates decided only counts are kept."""
 
@@ -122,8 +109,7 @@ class Collector:
         self._use_labels = use_labels
         self.dynamic, self.observed = dynamic, with_decisions(dynamic)
         self.grids = {path: region.grid for path, region in regions(dynamic).items()}
-        first = next(dynamic.parameters())
-        self.device, self.dtype = first.device, first.dtype
+        self.like = next(dynamic.parameters())
         self.out = Collected()
         self._num_samples, self._random = num_samples, random.Random(0)
 
@@ -134,12 +120,12 @@ class Collector:
             ReportError: it is no batch, or the network's output has NaN or infinite values.
             ConvertError: the network does not run on clips of this shape.
         """
-        batch = read_batch(raw)
+        batch = read_batch(raw).to(self.like)
         self.out.num_failed += batch.num_failed
         self.out.failures.update(batch.failures)
         if not len(batch.video):
             return
-        video = batch.video.to(device=self.device, dtype=self.dtype)
+        video = batch.video
         shape = tuple(video.shape[1:])
         if shape not in self.out.profiles:
             self.out.profiles[shape] = profile(self.dynamic, video[:1])
@@ -149,8 +135,11 @@ class Collector:
         self.out.shapes[shape] += len(video)
         self._sample(video, macs, self.out.profiles[shape])
         predictions = output.argmax(1).tolist() if _is_scores(output, len(video)) else None
-        labels = batch.labels if self._use_labels else None
-        _check_labels(labels, output if predictions is not None else None)
+        labels: list[int] | None = None
+        if batch.labels is not None and self._use_labels:
+            labels = batch.labels.tolist()
+            if predictions is not None:
+                check_labels(batch.labels, output)
         for i, value in enumerate(macs):
             clip = ClipReport(
                 name=batch.names[i] if batch.names else "",
@@ -204,8 +193,8 @@ def _is_scores(output: Any, num_clips: int) -> bool:
     return isinstance(output, Tensor) and output.dim() == 2 and len(output) == num_clips
 
 
-def _check_finite(output: Any, num_before: int, batch: Clips) -> None:
-    if all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(output)):
+def _check_finite(output: Any, num_before: int, batch: Batch) -> None:
+    if all(bool(torch.isfinite(tensor).all()) for tensor in tree_leaves(output) if isinstance(tensor, Tensor)):
         return
     cause = "the weights of a training that diverged do that"
     for n, clip in enumerate(batch.video):
@@ -214,21 +203,3 @@ def _check_finite(output: Any, num_before: int, batch: Clips) -> None:
             cause = f"clip {num_before + n}{name} holds such values itself"
             break
     raise ReportError(f"report: the network's output has NaN or infinite values; {cause}.")
-
-
-def _check_labels(labels: list[int] | None, scores: Any) -> None:
-    if labels is None or scores is None:
-        return
-    wrong = [label for label in labels if not 0 <= label < scores.shape[1]]
-    if wrong:
-        raise ReportError(
-            f"report: a clip has label {wrong[0]}, but the network knows {scores.shape[1]} classes (0 to "
-            f"{scores.shape[1] - 1}). Is the data labelled for another network?"
-        )
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output]
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, (list, tuple)) else ()
-    return [tensor for value in values for tensor in _tensors(value)]

@@ -5,12 +5,14 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from vared2_fx.batches import batches_of
 from vared2_fx.convert import Conversion, conversion
 from vared2_fx.errors import ReportError
+from vared2_fx.modes import evaluating
 from vared2_fx.passes.plan import PlanEntry
 from vared2_fx.passes.rewrite import regions
-from vared2_fx.report.batches import batches_of
-from vared2_fx.report.collect import Collected, Collector, Costs, LayerCounts, evaluating
+from vared2_fx.progress import track
+from vared2_fx.report.collect import Collected, Collector, Costs, LayerCounts
 from vared2_fx.report.environment import environment
 from vared2_fx.report.numbers import (
     CONVENTION,
@@ -24,7 +26,6 @@ from vared2_fx.report.numbers import (
     Totals,
 )
 from vared2_fx.report.profile import Operation, added_params
-from vared2_fx.report.progress import track
 from vared2_fx.report.timing import measure
 
 

@@ -1,19 +1,19 @@
 """Accuracy and multiply-adds over data."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from vared2_fx.batches import check_labels, read_labelled
 from vared2_fx.errors import DataError
 from vared2_fx.layers import Decision
+from vared2_fx.modes import evaluating
 from vared2_fx.passes.rewrite import regions, with_decisions
 from vared2_fx.policy.statistics import clip_macs, dense_macs
 from vared2_fx.tables import percent, si
-from vared2_fx.train.batches import Batch, as_batch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,32 +85,30 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
         DataError: the loader is empty, or a batch has no clips and labels.
     """
     observed = _observed(model)
-    device = next(model.parameters()).device
-    modes = {module: module.training for module in model.modules()}
+    like = next(model.parameters())
     results: list[ClipResult] = []
     dense: dict[tuple[int, ...], int] = {}
     loss = 0.0
-    model.eval()
-    try:
-        with torch.no_grad():
-            for raw in loader:
-                batch = as_batch(raw).to(device)
-                output, decisions = observed(*model_args(batch))
-                shape = clip_shape(batch)
-                if shape not in dense:
-                    dense[shape] = dense_macs(model, model_args(batch))
-                loss += float(F.cross_entropy(output.float(), batch.labels, reduction="sum"))
-                rows = zip(
-                    batch.names or [""] * len(batch.labels),
-                    batch.labels.tolist(),
-                    output.argmax(1).tolist(),
-                    clip_macs(decisions, dense[shape]).expand(len(batch.labels)).tolist(),
-                    strict=True,
-                )
-                results.extend(ClipResult(name=n, label=y, prediction=p, macs=m) for n, y, p, m in rows)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(model):
+        for raw in loader:
+            batch, labels = read_labelled(raw)
+            if not len(labels):
+                continue
+            batch, labels = batch.to(like), labels.to(like.device)
+            output, decisions = observed(batch.video)
+            check_scores(labels, output)
+            shape = tuple(batch.video.shape[1:])
+            if shape not in dense:
+                dense[shape] = dense_macs(model, batch.video)
+            loss += float(F.cross_entropy(output.float(), labels, reduction="sum"))
+            rows = zip(
+                batch.names or [""] * len(labels),
+                labels.tolist(),
+                output.argmax(1).tolist(),
+                clip_macs(decisions, dense[shape]).expand(len(labels)).tolist(),
+                strict=True,
+            )
+            results.extend(ClipResult(name=n, label=y, prediction=p, macs=m) for n, y, p, m in rows)
     if not results:
         raise DataError("evaluate: the loader gave no clips.")
     return Evaluation(clips=tuple(results), loss=loss / len(results), dense_macs=max(dense.values()))
@@ -122,12 +120,13 @@ def _observed(model: nn.Module) -> Callable[..., tuple[Tensor, dict[str, Decisio
     return lambda *args: (model(*args), {})
 
 
-def model_args(batch: Batch) -> tuple[Any, ...]:
-    """The network's arguments for a batch: its clips are one."""
-    return (batch.clips,)
+def check_scores(labels: Tensor, output: Any) -> None:
+    """Refuse an output that is no class scores (N, classes), or labels that these have no place for.
 
-
-def clip_shape(batch: Batch) -> tuple[int, ...]:
-    """Shape of one clip of a batch, the largest pathway's where there are several."""
-    clips = batch.clips if isinstance(batch.clips, Sequence) else [batch.clips]
-    return max(tuple(clip.shape[1:]) for clip in clips)
+    Raises:
+        DataError: saying which.
+    """
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise DataError(f"The network gives {shape}; classification needs one row of class scores per clip.")
+    check_labels(labels, output)

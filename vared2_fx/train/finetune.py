@@ -1,5 +1,6 @@
 """Fine-tuning: the network gets its accuracy back while its gates learn what can be left out."""
 
+import difflib
 import logging
 import time
 from collections.abc import Iterable
@@ -10,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from vared2_fx.batches import read_labelled, set_epoch
 from vared2_fx.config import FinetuneConfig
 from vared2_fx.convert import conversion
 from vared2_fx.errors import DataError, TrainError
 from vared2_fx.layers import Decision, DynamicConv
 from vared2_fx.passes.rewrite import regions, with_decisions
 from vared2_fx.policy.statistics import dense_macs
-from vared2_fx.train.batches import Batch, as_batch, set_epoch
-from vared2_fx.train.evaluate import Evaluation, clip_shape, evaluate, model_args
+from vared2_fx.train.evaluate import Evaluation, check_scores, evaluate
 from vared2_fx.train.losses import efficiency_loss, expected_share
 from vared2_fx.train.progress import TrainingBar
 from vared2_fx.train.state import RunFolder
@@ -145,14 +146,16 @@ class _Run:
         per_epoch = self.num_steps // self.config.epochs
         set_epoch(self.train_loader, epoch - 1)
         self.observed.train()
+        like = next(self.dynamic.parameters())
         for step, raw in enumerate(self.train_loader, start=(epoch - 1) * per_epoch):
             self._set_schedules(min(step, self.num_steps - 1))
-            batch = as_batch(raw).to(self.accelerator.device)
-            if len(batch.labels) == 0:
+            batch, labels = read_labelled(raw)
+            if not len(labels):
                 continue
+            batch, labels = batch.to(like), labels.to(like.device)
             with self.accelerator.autocast():
-                output, decisions = self.observed(*model_args(batch))
-                loss = self._loss(batch, output, decisions, step, meter)
+                output, decisions = self.observed(batch.video)
+                loss = self._loss(batch.video, labels, output, decisions, step, meter)
             if not torch.isfinite(loss):
                 raise TrainError(
                     f"finetune: the loss is {loss.item()} in epoch {epoch}, step {step}. "
@@ -167,14 +170,20 @@ class _Run:
         return meter
 
     def _loss(
-        self, batch: Batch, output: Tensor, decisions: dict[str, Decision], step: int, meter: "_EpochMeter"
+        self,
+        video: Tensor,
+        labels: Tensor,
+        output: Tensor,
+        decisions: dict[str, Decision],
+        step: int,
+        meter: "_EpochMeter",
     ) -> Tensor:
-        check_labels(batch.labels, output)
-        shape = clip_shape(batch)
+        check_scores(labels, output)
+        shape = tuple(video.shape[1:])
         if shape not in self.dense:
-            self.dense[shape] = dense_macs(self.dynamic, model_args(batch))
-        correct = output.argmax(1) == batch.labels
-        task = F.cross_entropy(output.float(), batch.labels, label_smoothing=self.config.label_smoothing)
+            self.dense[shape] = dense_macs(self.dynamic, video)
+        correct = output.argmax(1) == labels
+        task = F.cross_entropy(output.float(), labels, label_smoothing=self.config.label_smoothing)
         efficiency = efficiency_loss(
             decisions, correct=correct, dense=self.dense[shape], target=self.config.target_macs
         )
@@ -273,29 +282,14 @@ def parameter_groups(dynamic: nn.Module, config: FinetuneConfig) -> list[dict[st
     return [{"params": params, "lr": lr, "weight_decay": decay} for params, lr, decay in groups if params]
 
 
-def check_labels(labels: Tensor, output: Any) -> None:
-    """Refuse labels that do not fit the network's output (N, classes).
-
-    Raises:
-        DataError: saying which.
-    """
-    if not isinstance(output, Tensor) or output.dim() != 2:
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise DataError(f"finetune: the network gives {shape}; classification needs one row of class scores per clip.")
-    worst = int(labels.max())
-    if worst >= output.shape[1] or int(labels.min()) < 0:
-        raise DataError(
-            f"finetune: label {worst} with a network of {output.shape[1]} classes. Build the network with the data's "
-            "number of classes (zoo.load(name, num_classes=…)), or check the labels."
-        )
-
-
 def _optimizer(dynamic: nn.Module, config: FinetuneConfig) -> torch.optim.Optimizer:
     from timm.optim import create_optimizer_v2, list_optimizers
 
-    known = list_optimizers()
-    if config.optimizer.lower() not in known:
-        raise TrainError(f"finetune: timm has no optimizer {config.optimizer!r}; it has {', '.join(known)}.")
+    known = [str(name) for name in list_optimizers()]
+    if config.optimizer not in known:
+        near = difflib.get_close_matches(config.optimizer, known, n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise TrainError(f"optimizer {config.optimizer!r}: timm knows none of that name.{hint}")
     return create_optimizer_v2(parameter_groups(dynamic, config), opt=config.optimizer, lr=config.lr)
 
 

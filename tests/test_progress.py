@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from vared2_fx.report import progress
+from vared2_fx import progress
 
 
 class Terminal(io.StringIO):
