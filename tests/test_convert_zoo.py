@@ -40,7 +40,7 @@ CLIPS = {  # frames, pixels; pytorchvideo's heads and s3d's pool over fixed wind
 QUICK = ("x3d_xs", "r3d_18", "r2plus1d_18", "mc3_18")
 NEAR = 1e-6
 """Of the largest output. The same convolutions run on the same values, so the bits are equal wherever a library picks
-its kernels by shape and layout; one that looks at addresses, too, may add up some thousand products in another order."""
+its kernels by shape and layout; one that looks at addresses too may add up some thousand products otherwise."""
 
 
 @dataclass(frozen=True)

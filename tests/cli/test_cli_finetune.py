@@ -82,7 +82,7 @@ def test_every_setting_of_the_config_has_an_option():
         (("--mixed-precision", "fp4"), "Invalid value for '--mixed-precision'"),
         (("--label-smoothing", "2"), "Invalid value for '--label-smoothing'"),
         (("--temperature", "0", "1"), "temperature=(0.0, 1.0), expected values above 0"),
-        (("--optimizer", "adamv"), "--optimizer adamv: timm knows none of that name. Did you mean adam"),
+        (("--optimizer", "adamv"), "optimizer 'adamv': timm knows none of that name. Did you mean adam"),
         (("--gate", "wooden"), "gate='wooden'"),
     ],
 )
