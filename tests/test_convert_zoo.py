@@ -154,3 +154,13 @@ def test_two_other_counters_agree(case, policy):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         copy.deepcopy(static).to("meta")(case.clip.to("meta"))
     assert counter.get_total_flops() == 2 * convolved(case, choices)
+
+
+@pytest.mark.parametrize("name", ["r3d_18", "x3d_xs"])
+def test_every_parameter_gets_a_gradient(name):
+    frames, pixels = CLIPS[name]
+    dynamic = vr.convert(vr.zoo.load(name, num_classes=10)).train()
+    output, decisions = vr.with_decisions(dynamic)(make_clip(2, 3, frames, pixels, pixels))
+    (output.square().sum() + vr.efficiency_loss(decisions)).backward()
+    assert [name for name, parameter in dynamic.named_parameters() if parameter.grad is None] == []
+    assert all(parameter.grad.isfinite().all() for parameter in dynamic.parameters())

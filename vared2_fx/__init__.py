@@ -6,7 +6,7 @@ from vared2_fx.config import ConvertConfig, FinetuneConfig
 from vared2_fx.convert import convert, scan
 from vared2_fx.layers import Choice, Decision
 from vared2_fx.passes.rewrite import with_decisions
-from vared2_fx.policy.fix import full, policy, specialize
+from vared2_fx.policy.fix import full, policy, specialize, unload
 from vared2_fx.report import CompressionReport, report
 from vared2_fx.train import Evaluation, FinetuneResult, efficiency_loss, evaluate, finetune
 
@@ -31,6 +31,7 @@ __all__ = [
     "save",
     "scan",
     "specialize",
+    "unload",
     "with_decisions",
     "zoo",
 ]

@@ -1,4 +1,3 @@
-
 from vared2_fx.data import list_videos, probe_videos
 
 

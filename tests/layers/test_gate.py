@@ -206,9 +206,11 @@ def test_fixed_decisions_nest_and_end():
             assert row(gate) == [0, 0, 1, 1, 0]
             assert row(other) == [1, 0, 0, 0, 1]
         assert row(gate) == [0, 1, 0, 0, 1]
-        with pytest.raises(KeyError), fixed_decisions({gate: (2, 0)}):
+        with pytest.raises(KeyError), fixed_decisions({other: (2, 0)}):
+            assert row(gate) == [0, 1, 0, 0, 1]
             raise KeyError
         assert row(gate) == [0, 1, 0, 0, 1]
+        assert row(other) == FULL_ROW
         assert row(copy.deepcopy(gate)) == FULL_ROW, "a copy is another gate"
     assert row(gate) == FULL_ROW
 

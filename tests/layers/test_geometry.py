@@ -47,7 +47,8 @@ def test_cost_of_a_choice_is_what_runs(name, choice):
     [
         (8, 1, 0.5, 4),
         (7, 1, 0.5, 4),  # ⌈3.5⌉
-        (3, 1, 1 / 3, 1),  # not 2 by rounding
+        (3, 1, 1 / 3, 1),
+        (100, 1, 0.07, 7),  # 0.07 · 100 is a little above 7
         (9, 1, 1 / 3, 3),
         (10, 1, 0.1, 1),
         (5, 1, 0.01, 1),  # never none

@@ -42,9 +42,7 @@ def test_impossible_specs_are_refused(change, text):
         dataclasses.replace(zoo.spec("x3d_xs"), **change)
 
 
-@pytest.mark.parametrize(
-    ("name", "near"), [("x3d_ms", "x3d_m"), ("r3d18", "r3d_18"), ("slow_r_50", "slow_r50")]
-)
+@pytest.mark.parametrize(("name", "near"), [("x3d_ms", "x3d_m"), ("r3d18", "r3d_18"), ("slow_r_50", "slow_r50")])
 @pytest.mark.parametrize("ask", [zoo.spec, zoo.load])
 def test_unknown_name_lists_near_and_all_names(ask, name, near):
     with pytest.raises(ZooError, match=rf"no network '{name}'\. Did you mean .*{near}.*vared2 zoo") as error:

@@ -157,7 +157,8 @@ class Gate(nn.Module):
         if self.kind == "soft_modulation":
             return _soft_modulation(z, self.normalize)
         if self.training:
-            noisy = z / self.temperature - torch.empty_like(z).exponential_().log()
+            draws = torch.empty_like(z, dtype=torch.promote_types(z.dtype, torch.float32)).exponential_()
+            noisy = z / self.temperature - draws.log().to(z.dtype)  # the smallest draws would be 0 in float16
             soft = noisy.softmax(1)
             # Not F.gumbel_softmax: it adds and takes away `soft` in an order that leaves 1e-8 in place of zeros.
             return F.one_hot(noisy.argmax(1), z.shape[1]) + (soft - soft.detach())

@@ -1,6 +1,6 @@
 """Put dynamic regions in, take decisions out, fix choices: GraphModule → new GraphModule."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, fx, nn
@@ -131,15 +131,31 @@ def fix_choices(dynamic: fx.GraphModule, choices: Mapping[str, Choice]) -> fx.Gr
     Returns:
         A static network of plain operators; weights shared with `dynamic`.
     """
+
+    def variant_of(path: str, region: DynamicConv) -> nn.Module:
+        variant = region.variant(choices[path])
+        variant.training = region.training
+        return variant
+
+    return _replace_regions(dynamic, variant_of)
+
+
+def remove_gates(dynamic: fx.GraphModule) -> fx.GraphModule:
+    """Put the plain convolution back in place of each dynamic region, and drop its gate.
+
+    Returns:
+        The original network; parameters have their original names, and are shared with `dynamic`.
+    """
+    return _replace_regions(dynamic, lambda _, region: region.body)
+
+
+def _replace_regions(dynamic: fx.GraphModule, make: Callable[[str, DynamicConv], nn.Module]) -> fx.GraphModule:
     out = fork(dynamic)
     for node in calls(out, DynamicConv):
         path = str(node.target)
         x, decision = node.args
         assert isinstance(decision, fx.Node)
-        region = module_of(out, node)
-        variant = region.variant(choices[path])
-        variant.training = region.training
-        out.set_submodule(path, variant)
+        out.set_submodule(path, make(path, module_of(out, node)))
         node.args = (x,)
         out.graph.erase_node(decision)
     out.graph.lint()

@@ -1,5 +1,6 @@
 """Fixing what the gates decide: for a while, or for good."""
 
+import copy
 import difflib
 import logging
 from collections.abc import Iterator, Mapping
@@ -10,7 +11,8 @@ from torch import fx
 
 from vared2_fx.errors import ConvertError
 from vared2_fx.layers import FULL, Choice, ChoiceGrid, fixed_decisions
-from vared2_fx.passes.rewrite import fix_choices, regions
+from vared2_fx.passes.rewrite import fix_choices, regions, remove_gates
+from vared2_fx.passes.trace import CONVERSION
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,22 @@ def specialize(dynamic: fx.GraphModule, choices: Choices) -> fx.GraphModule:
     """
     grids = {path: region.grid for path, region in regions(dynamic).items()}
     return fix_choices(dynamic, dict.fromkeys(grids, FULL) | resolve_choices(grids, choices))
+
+
+def unload(dynamic: fx.GraphModule) -> fx.GraphModule:
+    """Give back the original network: plain convolutions in place of the regions, no gates.
+
+    Args:
+        dynamic: a converted network; not changed.
+
+    Returns:
+        A network with weights of its own, those that `dynamic` has now. Parameters have the original's names:
+        `model.load_state_dict(unload(dynamic).state_dict())` takes fine-tuned weights back into the original class.
+    """
+    original = copy.deepcopy(remove_gates(dynamic))
+    original.meta.pop(CONVERSION, None)
+    vars(original).pop(CONVERSION, None)
+    return original
 
 
 def resolve_choices(grids: Mapping[str, ChoiceGrid], choices: Choices) -> dict[str, Choice]:

@@ -6,13 +6,13 @@ kinetics-i3d, TensorFlow), and those of its two well-known PyTorch ports, whose 
 `i3d_checkpoints`. Where the ports differ from each other:
 
 - padding: the authors' rule, for every size. So does piergiaj/pytorch-i3d; hassony2/kinetics_i3d_pytorch does it
-  where a pooling layer's input has even sizes, which 64 x 224 x 224 has everywhere.
+  where the input of every layer with a stride has even sizes, as it has for 64 x 224 x 224.
 - the answer: the mean over time of the logits, as the authors and hassony2; piergiaj leaves the mean to its caller.
 - dropout 0.5 and the norms' momentum 0.01: piergiaj's. Both matter in training only.
 
-Where the numbers of `SPEC` come from: 25 frames per second, shorter side 256, centre crop 224, values in [-1, 1]:
-how the authors prepared their sample video. Frames: trained on 64 (paper, and piergiaj's training code). The
-authors test on whole videos, the ports' demos run 79 and 16 frames: 9 or more frames of 193 x 193 or more pixels work.
+Where the numbers of `SPEC` come from: 25 frames per second, shorter side 256, centre crop 224, values in [-1, 1]: the
+authors' sample video, which has 79 frames. They train on 64 and test on whole videos; piergiaj trains on 64 (224, [-1,
+1]) too, and hassony2 checks on 16. Any clip works of at least 9 frames of 193 x 193 pixels.
 
 N clips, C channels, T frames, H height, W width.
 """
