@@ -106,6 +106,8 @@ def main(
         )
         report["step_s"] = train(model, loader, epochs=epochs, lr=lr, console=console)
         report["train_s"] = time.monotonic() - started - report["generate_s"]
+        output.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, output)
         report["accuracy"] = {
             name: {
                 hold: accuracy_per_kind(model, data.make_loader(videos, config, batch_size=32), hold=hold)
@@ -113,8 +115,6 @@ def main(
             }
             for name, videos in (("train", train_set), ("test", test_set))
         }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, output)
     results.parent.mkdir(parents=True, exist_ok=True)
     results.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     show(report, console)

@@ -392,6 +392,7 @@ REFUSED = {
     "converted": (lambda: vr.convert(Net()), "converted already"),
     "specialised": (lambda: vr.specialize(vr.convert(Net()), {}), "converted already"),
     "converted inside": (lambda: nn.Sequential(vr.convert(Net())), "converted already"),
+    "lazy": (lambda: nn.Sequential(nn.LazyConv3d(8, 3)), "lazy layers without weights; run it once"),
     "name": (lambda: "x3d_s", "expected a torch.nn.Module, got str; a network of the zoo is zoo.load"),
     "class": (lambda: Net, "expected a torch.nn.Module, got type"),
 }
@@ -402,6 +403,35 @@ def test_what_cannot_be_converted_says_why(case):
     make, message = REFUSED[case]
     with pytest.raises(ConvertError, match=message):
         vr.convert(make())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_what_is_converted_without_gradients_can_be_trained(mode):
+    model = tiny_net()
+    with mode():
+        dynamic = vr.convert(model, CLIP)
+        assert torch.equal(dynamic(CLIP), model(CLIP))
+    dynamic.train()(CLIP).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in dynamic.parameters())
+
+
+def test_parameters_and_buffers_of_the_network_itself_are_kept():
+    class Shifted(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = nn.Parameter(torch.randn(1, 8, 1, 1, 1))
+            self.register_buffer("mean", torch.tensor(0.45))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.b(self.a(x - self.mean) + self.shift).mean((2, 3, 4)))
+
+    model = Shifted().eval()
+    dynamic = vr.convert(model, CLIP)
+    assert torch.equal(dynamic(CLIP), model(CLIP))
+    assert {"shift", "mean"} <= dynamic.state_dict().keys()
+    dynamic.train()(CLIP).sum().backward()
+    assert dynamic.shift.grad.any()
+    assert model.shift.grad is None
 
 
 def test_an_unbatched_clip_is_named():

@@ -36,6 +36,7 @@ CLIPS = {  # frames, pixels; pytorchvideo's heads and s3d's pool over fixed wind
     "i3d_r50": (8, 224),
     "r2plus1d_r50": (16, 224),
     "csn_r101": (32, 224),
+    "i3d_inception": (9, 193),
 }
 QUICK = ("x3d_xs", "r3d_18", "r2plus1d_18", "mc3_18")
 NEAR = 1e-6
@@ -63,7 +64,7 @@ def case(request):
     clip = make_clip(1, 3, frames, pixels, pixels)
     model = randomise_norms(vr.zoo.load(request.param, num_classes=10), clip)
     with torch.no_grad():
-        for parameter in model.parameters():  # some heads start with almost equal answers
+        for parameter in model.parameters():  # some linear heads start with almost equal answers
             if parameter.dim() == 2:
                 nn.init.normal_(parameter)
         expected = model(clip)
@@ -156,6 +157,7 @@ def test_two_other_counters_agree(case, policy):
     assert counter.get_total_flops() == 2 * convolved(case, choices)
 
 
+@pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated:DeprecationWarning")  # pytorchvideo's Swish
 @pytest.mark.parametrize("name", ["r3d_18", "x3d_xs"])
 def test_every_parameter_gets_a_gradient(name):
     frames, pixels = CLIPS[name]

@@ -51,6 +51,7 @@ def scan(model: nn.Module, example_inputs: Inputs | None = None, config: Convert
     return _look(copy_model(_convertible(model)), example_inputs, config or ConvertConfig())[1]
 
 
+@torch.inference_mode(False)  # what it makes can be trained, wherever it is called
 def convert(
     model: nn.Module, example_inputs: Inputs | None = None, config: ConvertConfig | None = None
 ) -> fx.GraphModule:
@@ -124,6 +125,8 @@ def _convertible(model: nn.Module) -> nn.Module:
         raise ConvertError("convert: this network is converted already; convert the original with another config.")
     if isinstance(model, torch.jit.ScriptModule):
         raise ConvertError(f"convert: {kind} is a compiled program; convert the network that it was made from.")
+    if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
+        raise ConvertError(f"convert: {kind} has lazy layers without weights; run it once, then convert it.")
     parallel = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
     for inner in ("module",) if parallel else ("_orig_mod",):  # the second is what torch.compile wraps
         if inner in model._modules:

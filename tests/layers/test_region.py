@@ -101,7 +101,7 @@ def regions(draw: st.DrawFn) -> tuple[DynamicConv, Tensor]:
     return region, torch.randn(2, conv.in_channels, t, h, w, dtype=torch.float64)
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(regions())
 def test_every_choice_is_the_formula_in_both_modes(drawn):
     region, x = drawn
@@ -114,7 +114,7 @@ def test_every_choice_is_the_formula_in_both_modes(drawn):
             torch.testing.assert_close(region.variant(choice)(x), expected, **EXACT)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(regions(), st.data())
 def test_soft_decisions_are_the_weighted_sum_in_both_modes(drawn, data):
     """Each clip weighs some of the choices; evaluation computes only what they need."""

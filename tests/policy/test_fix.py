@@ -7,10 +7,11 @@ import threading
 
 import pytest
 import torch
-from networks import CONVS, make_clip, randomise_gates, randomise_rebuilds, tiny_net
+from networks import CONVS, TinyNet, make_clip, randomise_gates, randomise_rebuilds, tiny_net
 
 import vared2_fx as vr
 from vared2_fx import Choice, ConvertConfig
+from vared2_fx.convert import conversion
 from vared2_fx.errors import ConvertError
 from vared2_fx.layers import ChoiceGrid
 from vared2_fx.passes.rewrite import with_decisions
@@ -163,3 +164,39 @@ def test_a_fixed_policy_can_be_trained():
     assert not any(".gate." in name for name in trained)
     # not all: what the next region skips has no say, such as the rebuilt channels of stem.0 in a depthwise convolution
     assert {"expand.frame_rebuilds.0.scale", "expand.channel_rebuilds.0.scale", "expand.body.weight"} <= trained
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_unload_is_the_way_back(training):
+    model = tiny_net().train(training)
+    model.norm.eval()
+    dynamic = vr.convert(model, CLIP)
+    back = vr.unload(dynamic)
+    assert {path: module.training for path, module in back.named_modules()} == {
+        path: module.training for path, module in model.named_modules()
+    }
+    assert list(back.state_dict()) == list(model.state_dict())
+    assert torch.equal(back.eval()(CLIP), model.eval()(CLIP))
+    assert dynamic.training == training
+    assert vr.convert(back, CLIP) is not None
+    with pytest.raises(ConvertError, match="not a converted network"):
+        conversion(back)
+
+
+def test_unload_brings_trained_weights_back_to_the_original_class(dynamic):
+    changed, model = copy.deepcopy(dynamic), TinyNet().eval()
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter.mul_(1.1)
+    model.load_state_dict(vr.unload(changed).state_dict())
+    with vr.full(changed):
+        assert torch.equal(model(CLIP), changed(CLIP))
+    assert not torch.allclose(model(CLIP), tiny_net()(CLIP))
+
+
+def test_unload_shares_nothing(dynamic):
+    before, back = dynamic(CLIP), vr.unload(dynamic)
+    with torch.no_grad():
+        for parameter in back.parameters():
+            parameter.zero_()
+    assert torch.equal(dynamic(CLIP), before)
