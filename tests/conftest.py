@@ -2,14 +2,26 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 from torch import nn
 
+from vared2_fx.data.scenes import generate_scenes
+
 settings.register_profile("same_every_run", deadline=None, derandomize=True, print_blob=False)
 settings.load_profile("same_every_run")
+
+
+@pytest.fixture(scope="session")
+def scene_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ and val/ with two generated scenes of each of nine classes."""
+    root = tmp_path_factory.mktemp("scene_folders")
+    for seed, split in enumerate(("train", "val")):
+        generate_scenes(root / split, videos_per_class=2, seed=seed)
+    return root
 
 
 @pytest.fixture

@@ -152,6 +152,10 @@ class FinetuneConfig:
     temperature: tuple[float, float] = (1.0, 0.1)
     """Of Gumbel gates, at the first and at the last step; exponential between. See `Gate`."""
 
+    freeze_norms: bool = True
+    """Let the network's batch norms keep the statistics that they were trained with. Those of a batch would depend
+    on what is picked for its other clips, and hide from the gates what a choice does to a clip."""
+
     clip_grad: float = 5.0
     """Largest norm of the gradient; 0 leaves it as it is."""
 

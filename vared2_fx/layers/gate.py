@@ -51,7 +51,8 @@ class Gate(nn.Module):
 
     G (ours) looks at about 8×8 positions of each map, and gives per channel their mean in each of
     `num_bins` bins of time, and the mean absolute change from frame to frame in each of `num_bins`: motion is
-    what the policy over frames has to see.
+    what the policy over frames has to see. Each of these values is standardised over the data before W1, or the
+    changes, which are small beside the means, would hardly count.
 
     β and W2 start such that only the full choice is taken, whatever the input.
     """
@@ -84,6 +85,7 @@ class Gate(nn.Module):
         self.grid, self.out_frames = grid, out_frames
         self.kind, self.normalize, self.num_bins = kind, normalize, num_bins
         num_entries = len(grid.frame_strides) + len(grid.channel_shares)
+        self.scale = nn.BatchNorm1d(2 * num_bins * in_channels, affine=False)
         self.hidden = nn.Linear(2 * num_bins * in_channels, hidden)
         self.norm = nn.BatchNorm1d(hidden)
         self.out = nn.Linear(hidden, num_entries)
@@ -115,7 +117,8 @@ class Gate(nn.Module):
         entries = self._fixed_entries(x)
         if entries is not None:
             return entries
-        z = self.out(torch.tanh(self._normed(self.hidden(self._look(x)))))
+        hidden = self.hidden(self._normed(self.scale, self._look(x)))
+        z = self.out(torch.tanh(self._normed(self.norm, hidden)))
         z = z.nan_to_num(nan=0.0)  # features that overflowed decide nothing: evaluation computes everything
         num_strides = len(self.grid.frame_strides)
         offered = [stride <= self.out_frames(x.shape[2]) for stride in self.grid.frame_strides]
@@ -125,10 +128,10 @@ class Gate(nn.Module):
         return torch.cat([self._weigh(z[:, :num_strides]), self._weigh(z[:, num_strides:])], dim=1)
 
     def macs(self, in_size: Size) -> int:
-        """Operations for one clip: two per map value looked at, one per weight of the two layers."""
+        """Operations for one clip: two per map value looked at, one per feature and weight of the two layers."""
         t, h, w = in_size
         looked_at = t * -(-h // _cell(h)) * -(-w // _cell(w)) * (self.hidden.in_features // (2 * self.num_bins))
-        return 2 * looked_at + self.hidden.weight.numel() + self.out.weight.numel()
+        return 2 * looked_at + self.hidden.in_features + self.hidden.weight.numel() + self.out.weight.numel()
 
     def _fixed_entries(self, x: Tensor) -> Tensor | None:
         index = _fixed.get().get(self)
@@ -146,11 +149,10 @@ class Gate(nn.Module):
         views = [F.adaptive_avg_pool1d(values, self.num_bins) for values in (means, changes)]
         return torch.cat(views, dim=2).flatten(1).to(self.hidden.weight.dtype)
 
-    def _normed(self, hidden: Tensor) -> Tensor:
-        if self.training and len(hidden) == 1:  # one clip has no statistics of its own
-            norm = self.norm
-            return F.batch_norm(hidden, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-        normed: Tensor = self.norm(hidden)
+    def _normed(self, norm: nn.BatchNorm1d, values: Tensor) -> Tensor:
+        if self.training and len(values) == 1:  # one clip has no statistics of its own
+            return F.batch_norm(values, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        normed: Tensor = norm(values)
         return normed
 
     def _weigh(self, z: Tensor) -> Tensor:

@@ -117,6 +117,9 @@ class _Run:
         )
         self.observed, self.optimizer = self.accelerator.prepare(with_decisions(dynamic), optimizer)
         self.gates = [region.gate for region in regions(dynamic).values()]
+        of_gates = {module for gate in self.gates for module in gate.modules()}
+        norms = (module for module in dynamic.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+        self.norms = [norm for norm in norms if norm not in of_gates]
         self.folder = RunFolder(config, self.accelerator)
         self.dense: dict[tuple[int, ...], int] = {}
         self.history: list[EpochLog] = []
@@ -146,6 +149,9 @@ class _Run:
         per_epoch = self.num_steps // self.config.epochs
         set_epoch(self.train_loader, epoch - 1)
         self.observed.train()
+        if self.config.freeze_norms:
+            for norm in self.norms:
+                norm.eval()
         like = next(self.dynamic.parameters())
         for step, raw in enumerate(self.train_loader, start=(epoch - 1) * per_epoch):
             self._set_schedules(min(step, self.num_steps - 1))
