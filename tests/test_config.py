@@ -27,7 +27,7 @@ def test_values_that_work(values):
     ("values", "message"),
     [
         ({"granularity": "layer"}, "granularity='layer', expected one of conv"),
-        ({"gate": "sigmoid"}, "gate='sigmoid', expected one of soft_modulation, gumbel"),
+        ({"gate": "sigmoid"}, "gate='sigmoid', expected one of softmax, gumbel"),
         ({"frame_rebuild": "copy"}, "expected one of repeat, interpolate"),
         ({"channel_rebuild": "copy"}, "expected one of scale, depthwise"),
         ({"frame_strides": ()}, "begin with 1"),

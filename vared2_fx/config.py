@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from vared2_fx.errors import ConvertError
 
 Granularity = Literal["conv"]
-GateKind = Literal["soft_modulation", "gumbel"]
+GateKind = Literal["softmax", "gumbel", "soft_modulation"]
 FrameRebuildKind = Literal["repeat", "interpolate"]
 ChannelRebuildKind = Literal["scale", "depthwise"]
 Precision = Literal["no", "bf16", "fp16"]
@@ -31,7 +31,7 @@ class ConvertConfig:
     channel_shares: tuple[float, ...] = (1.0, 0.5)
     """r, the choices of the channel policy: compute this share of the output channels, rebuild the rest."""
 
-    gate: GateKind = "gumbel"
+    gate: GateKind = "softmax"
     """How a decision is taken; see `vared2_fx.layers.Gate`."""
 
     gate_hidden: int = 16
@@ -128,7 +128,7 @@ class FinetuneConfig:
     lr: float = 1e-4
     """Learning rate of the network's own weights; falls along a cosine to zero."""
 
-    gate_lr: float = 3e-3
+    gate_lr: float = 2e-2
     """Learning rate of gates and cheap operations, which start untrained; falls along the same cosine."""
 
     weight_decay: float = 1e-4
@@ -143,14 +143,14 @@ class FinetuneConfig:
     efficiency_weight: float = 1.0
     """λ, the weight of the efficiency loss beside the task loss."""
 
-    efficiency_warmup: float = 0.3
+    efficiency_warmup: float = 0.1
     """Share of all epochs over which λ rises from zero, so that the task is found before it is squeezed."""
 
     target_macs: float | None = None
     """Share of the original's multiply-adds to come down to (0.6: 40 % saved); None: as low as λ pushes."""
 
-    temperature: tuple[float, float] = (1.0, 0.1)
-    """Of Gumbel gates, at the first and at the last step; exponential between. See `Gate`."""
+    temperature: tuple[float, float] = (1.0, 0.2)
+    """Of `softmax` and `gumbel` gates, at the first and at the last step; exponential between. See `Gate`."""
 
     freeze_norms: bool = True
     """Let the network's batch norms keep the statistics that they were trained with. Those of a batch would depend

@@ -28,7 +28,7 @@ SPLITS = {"train": (40, 1), "val": (10, 2), "test": (30, 3)}
 """Videos per class and seed; the test scenes are seen once, at the end."""
 
 CONVERT = ConvertConfig()
-FINETUNE = FinetuneConfig(epochs=6)
+FINETUNE = FinetuneConfig(epochs=6, lr=5e-5, gate_lr=8e-2)
 
 _MARK = ".vared2_demo"
 

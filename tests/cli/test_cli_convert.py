@@ -64,7 +64,7 @@ def test_a_saved_network_is_not_replaced_by_mistake(run, folder):
             "--pretrained does not go with mynets:build, which is a network of your own",
         ),
         (("mynets:build", "--num-classes", "3"), "--num-classes does not go with"),
-        (("mynets:build", "--gate", "wooden"), "gate='wooden', expected one of soft_modulation, gumbel"),
+        (("mynets:build", "--gate", "wooden"), "gate='wooden', expected one of softmax, gumbel"),
         (("vared2_demo", "--exclude", "*"), "nothing to convert"),
         (("converted",), "converted is converted already; name the original"),
         (("vared2_demo", "--out", "mynets.py"), "--out mynets.py: that is a file"),

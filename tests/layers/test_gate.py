@@ -80,12 +80,12 @@ def test_gates_see_motion_and_content(kind):
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 7), (16, 8, 8), (5, 17, 33), (4, 112, 112)])
 def test_cost_is_counted(shape):
-    """The two linear layers as a counter sees them, and two operations per value looked at."""
+    """The two linear layers as a counter sees them, two operations per value looked at and one per feature."""
     gate, (t, h, w) = make_gate(), shape
     with FlopCounterMode(display=False) as counter:
         gate(make_clip(1, 3, *shape))
     looked_at = 3 * t * len(range(0, h, max(1, h // 8))) * len(range(0, w, max(1, w // 8)))
-    assert gate.macs(shape) == counter.get_total_flops() // 2 + 2 * looked_at
+    assert gate.macs(shape) == counter.get_total_flops() // 2 + 2 * looked_at + gate.hidden.in_features
     assert looked_at < 3 * t * 16 * 16
 
 

@@ -105,7 +105,7 @@ def test_rebuilt_channels_start_with_the_mean_of_the_norm_that_follows():
         torch.testing.assert_close(rebuild.scale * mean[rebuild.source] + rebuild.bias, mean[rebuild.kept :])
 
 
-@pytest.mark.parametrize("gate", ["gumbel", "soft_modulation"])
+@pytest.mark.parametrize("gate", ["softmax", "gumbel", "soft_modulation"])
 def test_decisions_are_what_the_gates_decide(gate):
     dynamic = moody(gate=gate)
     output, decisions = with_decisions(dynamic)(CLIP)

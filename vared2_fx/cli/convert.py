@@ -12,6 +12,7 @@ from vared2_fx.cli.networks import kind_of, open_network
 from vared2_fx.cli.options import (
     CHANNEL_SHARES,
     FRAME_STRIDES,
+    GATE,
     ChannelShares,
     Exclude,
     Frames,
@@ -44,7 +45,7 @@ def convert(
     exclude: Exclude = None,
     frame_strides: FrameStrides = FRAME_STRIDES,
     channel_shares: ChannelShares = CHANNEL_SHARES,
-    gate: Gate = "gumbel",
+    gate: Gate = GATE,
     frames: Frames = None,
     size: Size = None,
     json: Json = False,

@@ -13,6 +13,7 @@ from vared2_fx.cli.networks import CLASSES_FILE, Network, num_classes_of, open_n
 from vared2_fx.cli.options import (
     CHANNEL_SHARES,
     FRAME_STRIDES,
+    GATE,
     Base,
     BatchSize,
     ChannelShares,
@@ -107,7 +108,7 @@ def finetune(
     exclude: Exclude = None,
     frame_strides: FrameStrides = FRAME_STRIDES,
     channel_shares: ChannelShares = CHANNEL_SHARES,
-    gate: Gate = "gumbel",
+    gate: Gate = GATE,
     frames: Frames = None,
     size: Size = None,
     sampling_rate: SamplingRate = None,

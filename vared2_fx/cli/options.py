@@ -105,7 +105,7 @@ Gate = Annotated[
     str,
     typer.Option(
         metavar="KIND",
-        help="How a decision is taken: `gumbel` picks one choice, `soft_modulation` weighs all.",
+        help="How a decision is taken: `softmax` and `gumbel` pick one choice, `soft_modulation` weighs all.",
         rich_help_panel=_CONVERSION,
     ),
 ]
@@ -159,6 +159,7 @@ Device = Annotated[
     typer.Option(metavar="DEVICE", help="Where to compute: cpu, cuda, cuda:1; auto takes an accelerator if there is."),
 ]
 
+GATE = ConvertConfig().gate
 FRAME_STRIDES = ",".join(map(str, ConvertConfig().frame_strides))
 CHANNEL_SHARES = ",".join(f"{share:g}" for share in ConvertConfig().channel_shares)
 
@@ -169,7 +170,7 @@ def convert_config(
     exclude: list[str] | None = None,
     frame_strides: str = FRAME_STRIDES,
     channel_shares: str = CHANNEL_SHARES,
-    gate: str = "gumbel",
+    gate: str = GATE,
 ) -> ConvertConfig:
     """What the options ask for.
 

@@ -42,6 +42,9 @@ class Gate(nn.Module):
 
     z = W2 · tanh(BN(W1 · G(X))) + β, then
 
+    - `softmax` (ours, the default): training weighs the strides, and the shares, with softmax(z / `temperature`);
+      evaluation takes the largest of each. As the temperature falls the first becomes the second. No noise: on
+      few clips it learns much faster than `gumbel`.
     - `soft_modulation`: φ(z) = max(tanh z, 0) per entry [VA-RED², section 3, as we understand it]. Ours: weights of
       the strides, and of the shares, sum to one (`normalize`); below zero the gradient of tanh is passed on,
       otherwise a closed entry could never open; all zero means the full choice.
@@ -65,7 +68,7 @@ class Gate(nn.Module):
         grid: ChoiceGrid,
         out_frames: Callable[[int], int],
         *,
-        kind: GateKind = "gumbel",
+        kind: GateKind = "softmax",
         hidden: int = 16,
         num_bins: int = 4,
         normalize: bool = True,
@@ -76,7 +79,7 @@ class Gate(nn.Module):
             in_channels: C of the region's input.
             grid: the region's choices.
             out_frames: T of the region's output for T of its input; strides above it are not offered.
-            kind: `soft_modulation` or `gumbel`.
+            kind: see the class.
             hidden: width of the hidden layer.
             num_bins: bins of time.
             normalize: soft modulation only, see the class.
@@ -95,7 +98,7 @@ class Gate(nn.Module):
     def _start_full(self) -> None:
         """|W2 · tanh(…)| ≤ half of β, so no input can move the decision off the full choice."""
         bound = 0.5 * _OPEN / self.out.in_features
-        closed = 0.0 if self.kind == "gumbel" else -_OPEN
+        closed = -_OPEN if self.kind == "soft_modulation" else 0.0
         with torch.no_grad():
             self.out.weight.uniform_(-bound / 2, bound / 2)
             self.out.bias.fill_(closed)
@@ -158,6 +161,8 @@ class Gate(nn.Module):
     def _weigh(self, z: Tensor) -> Tensor:
         if self.kind == "soft_modulation":
             return _soft_modulation(z, self.normalize)
+        if self.training and self.kind == "softmax":
+            return (z / self.temperature).softmax(1)
         if self.training:
             draws = torch.empty_like(z, dtype=torch.promote_types(z.dtype, torch.float32)).exponential_()
             noisy = z / self.temperature - draws.log().to(z.dtype)  # the smallest draws would be 0 in float16
