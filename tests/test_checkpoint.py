@@ -269,6 +269,15 @@ def test_a_save_that_fails_leaves_the_old_one_whole(tmp_path, monkeypatch, at, e
     assert len(list(tmp_path.iterdir())) == 2, "left-overs"
 
 
+@pytest.fixture
+def one_thread():
+    """As in the process that is killed: products of matrices round by the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 KILLS = """
 import os, sys
 sys.path.insert(0, {tests!r})
@@ -297,7 +306,7 @@ for at in (1, 2, 3):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_killed_save_leaves_one_of_both_whole(tmp_path):
+def test_a_killed_save_leaves_one_of_both_whole(tmp_path, one_thread):
     """Killed before each of the three steps that rename; then a save goes through."""
     script = KILLS.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])
