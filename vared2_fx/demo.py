@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vared2_fx import zoo
 from vared2_fx.checkpoint import save
 from vared2_fx.config import ConvertConfig, FinetuneConfig
@@ -57,6 +59,7 @@ def run_demo(out: Path, *, seed: int = 0, say: Say = print) -> CompressionReport
     before = evaluate(base, loaders["test"])
     say(f"\nBase network           {before}")
 
+    torch.manual_seed(seed)  # gates start at random
     dynamic = convert(base, clip, CONVERT)
     unchanged = evaluate(dynamic, loaders["test"])
     same = sum(a.prediction == b.prediction for a, b in zip(before.clips, unchanged.clips, strict=True))

@@ -97,6 +97,9 @@ def finetune(
     temperature: Annotated[
         tuple[float, float], _option("Of Gumbel gates, at the first and at the last step.")
     ] = _DEFAULT.temperature,
+    freeze_norms: Annotated[
+        bool, _option("Let batch norms keep the statistics that they came with.")
+    ] = _DEFAULT.freeze_norms,
     clip_grad: Annotated[float, _option("Largest norm of the gradient; 0: any.")] = _DEFAULT.clip_grad,
     mixed_precision: Annotated[MixedPrecision, _option("Autocast.")] = MixedPrecision.NO,
     seed: Annotated[int, _option("Of everything random.")] = _DEFAULT.seed,
@@ -145,6 +148,7 @@ def finetune(
         efficiency_warmup=efficiency_warmup,
         target_macs=target_macs,
         temperature=temperature,
+        freeze_norms=freeze_norms,
         clip_grad=clip_grad,
         mixed_precision=mixed_precision.value,
         seed=seed,
