@@ -43,8 +43,8 @@ class Gate(nn.Module):
     z = W2 · tanh(BN(W1 · G(X))) + β, then
 
     - `softmax` (ours, the default): training weighs the strides, and the shares, with softmax(z / `temperature`);
-      evaluation takes the largest of each. As the temperature falls the first becomes the second. No noise: on
-      few clips it learns much faster than `gumbel`.
+      evaluation takes the largest of each. As the temperature falls the first becomes the second. No noise, so
+      that each gate's part in an answer can be told from few clips.
     - `soft_modulation`: φ(z) = max(tanh z, 0) per entry [VA-RED², section 3, as we understand it]. Ours: weights of
       the strides, and of the shares, sum to one (`normalize`); below zero the gradient of tanh is passed on,
       otherwise a closed entry could never open; all zero means the full choice.
