@@ -1,0 +1,1 @@
+"""One rewrite or query per file, GraphModule → GraphModule; `pipeline` is the ordered list."""

@@ -1,0 +1,1 @@
+"""What is done with decisions: fixing choices, and their price."""
