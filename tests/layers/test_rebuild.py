@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from networks import randomise_rebuilds
 from torch import nn
 
-from vared2_fx.layers import ChannelRebuild, FrameRebuild, predict_channels
+from vared2_fx.layers import ChannelRebuild, FrameRebuild, computed_frames, predict_channels
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 """Float64, sums of a few terms in another order: a few roundings of 1e-16."""
@@ -17,19 +17,23 @@ EXACT = {"rtol": 1e-12, "atol": 1e-12}
 @pytest.mark.parametrize("kind", ["repeat", "interpolate"])
 def test_frames_by_the_formula(kind, stride, num_frames):
     rebuild = randomise_rebuilds(FrameRebuild(3, stride, kind).double())
-    num_computed = -(-num_frames // stride)
-    computed = torch.randn(2, 3, num_computed, 2, 5, dtype=torch.float64)
+    known = list(range(1, num_frames, stride)) or [0]
+    computed = torch.randn(2, 3, len(known), 2, 5, dtype=torch.float64)
     out = rebuild(computed, num_frames)
     assert out.shape == (2, 3, num_frames, 2, 5)
     for t in range(num_frames):
-        i, phase = divmod(t, stride)
+        phase = (t - 1) % stride  # distance from the last computed frame
+        before = [i for i, frame in enumerate(known) if frame <= t and phase == t - frame] or [0]
+        after = [i for i, frame in enumerate(known) if frame > t] or [len(known) - 1]
+        before, after = before[-1] if t else 0, after[0] if t else 0
+        if kind == "repeat":
+            before = min(t // stride, len(known) - 1)
         for c in range(3):
-            expected = computed[:, c, i]
+            expected = computed[:, c, before]
             if phase:
                 expected = expected * rebuild.scale[phase - 1, c] + rebuild.bias[phase - 1, c]
                 if kind == "interpolate":
-                    following = computed[:, c, min(i + 1, num_computed - 1)]
-                    expected = expected + following * rebuild.next_scale[phase - 1, c]
+                    expected = expected + computed[:, c, after] * rebuild.next_scale[phase - 1, c]
             torch.testing.assert_close(out[:, c, t], expected, **EXACT)
 
 
@@ -38,8 +42,9 @@ def test_frames_by_the_formula(kind, stride, num_frames):
 @pytest.mark.parametrize("kind", ["repeat", "interpolate"])
 def test_matrix_and_bias_are_the_same_map(kind, num_frames, step):
     rebuild = randomise_rebuilds(FrameRebuild(3, 4, kind).double())
-    finer = torch.randn(2, 3, -(-num_frames // step), 2, 2, dtype=torch.float64)
-    computed = finer[:, :, :: 4 // step]
+    given, known = computed_frames(num_frames, step), computed_frames(num_frames, 4)
+    finer = torch.randn(2, 3, len(given), 2, 2, dtype=torch.float64)
+    computed = finer[:, :, [given.index(frame) for frame in known]]
     by_matrix = torch.einsum("cts,ncshw->ncthw", rebuild.matrix(num_frames, step), finer)
     by_matrix = by_matrix + rebuild.frame_bias(num_frames)[:, :, None, None]
     torch.testing.assert_close(by_matrix, rebuild(computed, num_frames), **EXACT)
@@ -47,13 +52,16 @@ def test_matrix_and_bias_are_the_same_map(kind, num_frames, step):
 
 def test_repeat_starts_right_for_a_still_clip():
     still = torch.randn(1, 4, 1, 3, 3).expand(-1, -1, 9, -1, -1)
-    assert torch.equal(FrameRebuild(4, 4)(still[:, :, ::4], 9), still)
+    assert torch.equal(FrameRebuild(4, 4)(still[:, :, 1::4], 9), still)
 
 
 def test_interpolate_starts_right_for_steady_motion():
-    steady = torch.arange(9.0).view(1, 1, 9, 1, 1) * torch.randn(1, 4, 1, 3, 3)
-    torch.testing.assert_close(FrameRebuild(4, 4, "interpolate")(steady[:, :, ::4], 9), steady)
-    assert not torch.allclose(FrameRebuild(4, 4, "repeat")(steady[:, :, ::4], 9), steady)
+    steady = torch.arange(10.0).view(1, 1, 10, 1, 1) * torch.randn(1, 4, 1, 3, 3)
+    computed = steady[:, :, 1::4]
+    rebuilt = FrameRebuild(4, 4, "interpolate")(computed, 10)
+    torch.testing.assert_close(rebuilt[:, :, 1:], steady[:, :, 1:])
+    assert torch.equal(rebuilt[:, :, 0], steady[:, :, 1]), "before the first computed frame there is nothing to blend"
+    assert not torch.allclose(FrameRebuild(4, 4, "repeat")(computed, 10)[:, :, 1:], steady[:, :, 1:])
 
 
 @pytest.mark.parametrize("kind", ["scale", "depthwise"])
@@ -129,8 +137,10 @@ def test_a_dead_filter_makes_no_nan():
 
 @pytest.mark.parametrize("kind", ["repeat", "interpolate"])
 def test_cost_of_frames(kind):
-    """By hand: T = 7 at R = 3 is filled up to 9 frames; a multiply-add per value, two with the next frame."""
+    """By hand: T = 7 at R = 3 is filled up to 9 frames, a multiply-add per value; or, from frames 1 and 4, to 3 before
+    of them, 3 between and 3 behind, two per value."""
     assert FrameRebuild(4, 3, kind).macs((7, 5, 6)) == (1 if kind == "repeat" else 2) * 4 * 9 * 5 * 6
+    assert FrameRebuild(4, 3, kind).macs((6, 5, 6)) == (1 * 6 if kind == "repeat" else 2 * 9) * 4 * 5 * 6
 
 
 @pytest.mark.parametrize(("kind", "taps"), [("scale", 1), ("depthwise", 9)])

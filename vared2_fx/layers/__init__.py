@@ -1,7 +1,7 @@
 """What the passes put into a network; knows no graph."""
 
 from vared2_fx.layers.gate import Gate, fixed_decisions
-from vared2_fx.layers.geometry import FULL, Choice, ChoiceGrid, ConvGeometry
+from vared2_fx.layers.geometry import FULL, Choice, ChoiceGrid, ConvGeometry, computed_frames
 from vared2_fx.layers.rebuild import ChannelRebuild, FrameRebuild, predict_channels
 from vared2_fx.layers.region import ConvVariant, Decision, DynamicConv, RegionCost
 
@@ -17,6 +17,7 @@ __all__ = [
     "FrameRebuild",
     "Gate",
     "RegionCost",
+    "computed_frames",
     "fixed_decisions",
     "predict_channels",
 ]

@@ -6,7 +6,8 @@ N clips, C channels, T frames, H height, W width. R frame stride, r channel shar
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from vared2_fx.errors import ConvertError
 
@@ -24,6 +25,15 @@ class Choice(NamedTuple):
 
 
 FULL = Choice(1, 1.0)
+
+
+def computed_frames(num_frames: int, stride: int) -> range:
+    """Number the frames that are computed at frame stride R: all of T, or the second of every R (1, 1 + R, …).
+
+    Ours; the paper's are 0, R, 2R, … as we understand it. The first frame of a padded convolution sees zeros in place
+    of the frames before it, and would hand them on to R frames, in one layer after the other.
+    """
+    return range(int(stride > 1 and num_frames > 1), num_frames, stride)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +110,23 @@ class ConvGeometry:
     def macs(self, in_size: Size, choice: Choice = FULL) -> int:
         """Multiply-adds of the convolution alone, for one clip, when `choice` is computed."""
         t, h, w = self.out_size(in_size)
-        frames = -(-t // choice.frame_stride)
+        frames = len(computed_frames(t, choice.frame_stride))
         taps = self.kernel_size[0] * self.kernel_size[1] * self.kernel_size[2]
         fan_in = self.in_channels // self.groups * taps
         return self.kept_channels(choice.channel_share) * fan_in * frames * h * w
+
+    def frame_window(self, x: Tensor, frame_stride: int) -> tuple[Tensor, int]:
+        """Give the part of x (N, C, T_in, H, W) that the computed frames see, and its padding in time."""
+        (size, *_), (pad, *_), (step, *_), (dilation, *_) = self.kernel_size, self.padding, self.stride, self.dilation
+        frames = computed_frames(self.out_frames(x.shape[2]), frame_stride)
+        first = frames.start * step - pad
+        missing = frames[-1] * step - pad + dilation * (size - 1) + 1 - x.shape[2]  # behind the last frame
+        padding = max(0, -first)
+        if first > 0:
+            x = x[:, :, first:]
+        if missing > padding:  # a convolution pads both ends alike
+            x = F.pad(x, (0, 0, 0, 0, 0, missing - padding))
+        return x, padding
 
     def __str__(self) -> str:
         kernel, stride = ("×".join(map(str, size)) for size in (self.kernel_size, self.stride))

@@ -30,14 +30,14 @@ def mix(
     """Sum over choices: Σ_j V_j · Φt_j( Σ_i V_i · Φc_i(y) ).
 
     Args:
-        y: every `step`-th frame of the output, (N, C, ⌈T / step⌉, H, W). Channels that no choice in the sum
-            reads may hold anything finite.
+        y: the frames of the output that are computed at frame stride `step`, (N, C, S, H, W). Channels that no
+            choice in the sum reads may hold anything finite.
         frame_weights: (N, J') weights V_j.
         channel_weights: (N, I') weights V_i.
         frame_rebuilds: Φt_j, None for R = 1.
         channel_rebuilds: Φc_i, None for r = 1.
         num_frames: T.
-        step: distance of the frames of `y`, a divisor of every R in the sum.
+        step: distance of the frames of `y`, a divisor of every R in the sum; S = len(computed_frames(T, step)).
 
     Returns:
         (N, C, T, H, W), contiguous.
@@ -69,7 +69,7 @@ def _broadcast(weight: Tensor) -> Tensor:
 
 
 def _over_time(y: Tensor, weights: Tensor, rebuilds: Sequence[FrameRebuild | None], frames: int, step: int) -> Tensor:
-    """Σ_j V_j · (frames of Φt_j from frames of y): (N, C, T, ⌈T / step⌉)."""
+    """Σ_j V_j · (frames of Φt_j from frames of y): (N, C, T, S)."""
     total = weights.new_zeros(())
     for rebuild, weight in _pairs(rebuilds, weights):
         if rebuild is None:

@@ -10,15 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vared2_fx.config import ChannelRebuildKind, FrameRebuildKind
-from vared2_fx.layers.geometry import Size
+from vared2_fx.layers.geometry import Size, computed_frames
 
 
 class FrameRebuild(nn.Module):
-    """Φt for one R: frames iR+1 … iR+R−1 from computed frame iR.
+    """Φt for one R: the frames between the computed ones, of which there is one in every R (`computed_frames`).
 
-    `repeat`: a scale and a bias per channel and phase, at first 1 and 0 (a still clip is rebuilt exactly).
-    `interpolate`: a second scale for the next computed frame, at first the linear blend; the frames after the
-    last computed one take it twice.
+    `repeat`: a scale and a bias per channel and phase, at first 1 and 0 (a still clip is rebuilt exactly). The frames
+    iR … iR+R−1 are made from the one of them that is computed.
+    `interpolate`: a second scale, at first the linear blend of the computed frames before and after; where there is
+    only one of the two it is taken twice.
+
+    The phase of a frame is its distance from the last computed frame, 1 … R−1.
     """
 
     def __init__(self, channels: int, stride: int, kind: FrameRebuildKind = "repeat") -> None:
@@ -32,47 +35,68 @@ class FrameRebuild(nn.Module):
         self.register_parameter("next_scale", None if kind == "repeat" else nn.Parameter(phases.clone()))
 
     def forward(self, computed: Tensor, num_frames: int) -> Tensor:
-        """(N, C, I, H, W) → (N, C, num_frames, H, W); I = ⌈num_frames / R⌉."""
-        frames = computed.unsqueeze(3)
-        scale, bias = self._phases(self.scale, 1.0, frames), self._phases(self.bias, 0.0, frames)
-        out = torch.addcmul(bias, frames, scale)
-        if self.next_scale is not None:
-            following = torch.cat([frames[:, :, 1:], frames[:, :, -1:]], dim=2)
-            out = torch.addcmul(out, following, self._phases(self.next_scale, 0.0, frames))
-        return out.flatten(2, 3)[:, :, :num_frames]
+        """(N, C, I, H, W) → (N, C, num_frames, H, W); I = len(computed_frames(num_frames, R))."""
+        first, last = computed[:, :, :1], computed[:, :, -1:]
+        if self.next_scale is None:
+            if computed.shape[2] < self._num_groups(num_frames):
+                computed = torch.cat([computed, last], dim=2)
+            return self._fill(computed, start=-1)[:, :, :num_frames]
+        before, after = torch.cat([first, computed], dim=2), torch.cat([computed, last], dim=2)
+        return self._fill(before, after)[:, :, self.stride - 1 : self.stride - 1 + num_frames]
+
+    def _fill(self, frames: Tensor, following: Tensor | None = None, *, start: int = 0) -> Tensor:
+        """Make R frames of each, of the phases `start` and up."""
+
+        def along_time(table: Tensor) -> Tensor:
+            return table.t()[None, :, None, :, None, None].to(frames.dtype)
+
+        phases = torch.arange(start, start + self.stride, device=frames.device)
+        scale, bias, next_scale = self._tables(phases)
+        out = torch.addcmul(along_time(bias), frames.unsqueeze(3), along_time(scale))
+        if following is not None and next_scale is not None:
+            out = torch.addcmul(out, following.unsqueeze(3), along_time(next_scale))
+        return out.flatten(2, 3)
 
     def matrix(self, num_frames: int, step: int = 1) -> Tensor:
-        """Φt without its bias as a matrix per channel, from every `step`-th frame: (C, T, ⌈T / step⌉)."""
+        """Φt without its bias as a matrix per channel, from the frames computed at frame stride `step`.
+
+        Returns:
+            (C, T, len(computed_frames(T, step))); `step` is a divisor of R.
+        """
         frames = torch.arange(num_frames, device=self.scale.device)
-        before = frames - frames % self.stride
-        total = self._by_frame(self.scale, 1.0, frames) * _one_hot(before // step, num_frames, step)
-        if self.next_scale is not None:
-            after = (before + self.stride).clamp(max=(num_frames - 1) // self.stride * self.stride)
-            total = total + self._by_frame(self.next_scale, 0.0, frames) * _one_hot(after // step, num_frames, step)
-        return total
+        given = computed_frames(num_frames, step)
+        scale, _, next_scale = self._tables(frames - 1)
+
+        def picks(groups: Tensor) -> Tensor:
+            """Give the one-hot columns of the computed frames number `groups`."""
+            known = computed_frames(num_frames, self.stride)
+            columns = groups.clamp(0, len(known) - 1) * (self.stride // step) + (known.start - given.start) // step
+            return F.one_hot(columns, len(given))
+
+        if next_scale is None:
+            return scale.t().unsqueeze(2) * picks(frames // self.stride)
+        before = torch.div(frames - 1, self.stride, rounding_mode="floor")
+        return scale.t().unsqueeze(2) * picks(before) + next_scale.t().unsqueeze(2) * picks(before + 1)
 
     def frame_bias(self, num_frames: int) -> Tensor:
         """Bias of each frame, (C, T)."""
-        frames = torch.arange(num_frames, device=self.scale.device)
-        return self._by_frame(self.bias, 0.0, frames)[:, :, 0]
+        return self._tables(torch.arange(num_frames, device=self.scale.device) - 1)[1].t()
 
     def macs(self, out_size: Size) -> int:
         """Multiply-adds for one clip whose rebuilt map has `out_size`."""
         t, h, w = out_size
+        groups = self._num_groups(t) if self.next_scale is None else len(computed_frames(t, self.stride)) + 1
         terms = 1 if self.next_scale is None else 2
-        return terms * self.scale.shape[1] * -(-t // self.stride) * self.stride * h * w
+        return terms * self.scale.shape[1] * groups * self.stride * h * w
 
-    def _phases(self, values: Tensor, computed: float, like: Tensor) -> Tensor:
-        """(R−1, C) → (1, C, 1, R, 1, 1), phase 0 (the computed frame itself) filled with `computed`."""
-        return F.pad(values.t(), (1, 0), value=computed)[None, :, None, :, None, None].to(like.dtype)
+    def _num_groups(self, num_frames: int) -> int:
+        return -(-num_frames // self.stride)
 
-    def _by_frame(self, values: Tensor, computed: float, frames: Tensor) -> Tensor:
-        """(R−1, C) → (C, T, 1). Transposed last, so that gradients have the layout that DDP wants."""
-        return F.pad(values, (0, 0, 1, 0), value=computed)[frames % self.stride].t().unsqueeze(2)
-
-
-def _one_hot(columns: Tensor, num_frames: int, step: int) -> Tensor:
-    return F.one_hot(columns, -(-num_frames // step))
+    def _tables(self, phases: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Scale, bias and second scale of frames at `phases` (modulo R), (T, C) each; phase 0 is computed: 1, 0, 0."""
+        index = phases % self.stride
+        scale, bias = (F.pad(v, (0, 0, 1, 0), value=one)[index] for v, one in ((self.scale, 1.0), (self.bias, 0.0)))
+        return scale, bias, None if self.next_scale is None else F.pad(self.next_scale, (0, 0, 1, 0))[index]
 
 
 class ChannelRebuild(nn.Module):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vared2_fx.layers.gate import Gate
-from vared2_fx.layers.geometry import FULL, Choice, ChoiceGrid, ConvGeometry, Size
+from vared2_fx.layers.geometry import FULL, Choice, ChoiceGrid, ConvGeometry, Size, computed_frames
 from vared2_fx.layers.mixture import mix
 from vared2_fx.layers.rebuild import ChannelRebuild, FrameRebuild
 
@@ -53,7 +53,7 @@ class ConvVariant(nn.Module):
         return y
 
     def compute(self, x: Tensor) -> Tensor:
-        """The computed part alone: (N, K, ⌈T / R⌉, H, W)."""
+        """The computed part alone: (N, K, I, H, W), I the number of computed frames."""
         if self.choice == FULL:
             full: Tensor = self.body(x)
             return full
@@ -61,13 +61,13 @@ class ConvVariant(nn.Module):
         kept, groups = geo.kept_channels(share), geo.kept_groups(share) if geo.groups > 1 else 1
         used = geo.in_channels // geo.groups * groups
         bias = self.body.bias
-        stride = (geo.stride[0] * self.choice.frame_stride, *geo.stride[1:])
+        x, padding = geo.frame_window(x if used == geo.in_channels else x[:, :used], self.choice.frame_stride)
         return F.conv3d(
-            x if used == geo.in_channels else x[:, :used],
+            x,
             self.body.weight[:kept],
             None if bias is None else bias[:kept],
-            stride,
-            geo.padding,
+            (geo.stride[0] * self.choice.frame_stride, *geo.stride[1:]),
+            (padding, *geo.padding[1:]),
             geo.dilation,
             groups,
         )
@@ -137,7 +137,7 @@ class DynamicConv(nn.Module):
         variant = self.variant(choice)
         total = self.geometry.macs(in_size, choice)
         if variant.channel_rebuild is not None:
-            total += variant.channel_rebuild.macs((-(-t // choice.frame_stride), h, w))
+            total += variant.channel_rebuild.macs((len(computed_frames(t, choice.frame_stride)), h, w))
         if variant.frame_rebuild is not None:
             total += variant.frame_rebuild.macs((t, h, w))
         return total

@@ -6,6 +6,7 @@ from typing import Any
 from torch import fx, nn
 
 from vared2_fx.errors import ConvertError
+from vared2_fx.layers import ConvVariant
 
 CONVOLUTIONS = (nn.Conv3d, nn.ConvTranspose3d)
 """One node each, subclasses from anywhere included (torch.fx would look into those)."""
@@ -24,7 +25,7 @@ class ConvTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether `m` stays one node."""
-        if isinstance(m, CONVOLUTIONS) or super().is_leaf_module(m, module_qualified_name):
+        if isinstance(m, (*CONVOLUTIONS, ConvVariant)) or super().is_leaf_module(m, module_qualified_name):
             return True
         return not any(isinstance(child, CONVOLUTIONS) for child in m.modules())
 
