@@ -90,7 +90,7 @@ def main(
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         train_set, test_set = (
-            scenes.generate_scenes(Path(folder, name), videos_per_class=number, seed=own_seed)
+            scenes.generate_scenes(Path(folder, name), videos_per_class=number, seed=own_seed, hard=True)
             for name, number, own_seed in (
                 ("train", videos_per_class, seed),
                 ("test", test_videos_per_class, seed + 1),

@@ -8,7 +8,7 @@ from vared2_fx.layers import Choice, Decision
 from vared2_fx.passes.rewrite import with_decisions
 from vared2_fx.policy.fix import full, policy, specialize, unload
 from vared2_fx.report import CompressionReport, report
-from vared2_fx.train import Evaluation, FinetuneResult, efficiency_loss, evaluate, finetune
+from vared2_fx.train import Evaluation, FinetuneResult, efficiency_loss, evaluate, finetune, fit_gates
 
 __version__ = "0.1.0"
 
@@ -24,6 +24,7 @@ __all__ = [
     "efficiency_loss",
     "evaluate",
     "finetune",
+    "fit_gates",
     "full",
     "load",
     "policy",

@@ -11,6 +11,7 @@ GateKind = Literal["softmax", "gumbel", "soft_modulation"]
 FrameRebuildKind = Literal["repeat", "interpolate"]
 ChannelRebuildKind = Literal["scale", "depthwise"]
 Precision = Literal["no", "bf16", "fp16"]
+Schedule = Literal["joint", "variants_first"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,6 +123,12 @@ class FinetuneConfig:
     epochs: int = 10
     """Passes over the training clips."""
 
+    schedule: Schedule = "joint"
+    """`joint`: weights and gates together, by task and efficiency loss (the paper's, as we understand it).
+    `variants_first` (ours): all epochs train the weights, each batch in full and with one choice of all regions
+    alike, so that each choice is good by itself; then `fit_gates` teaches the gates, on the validation clips, which
+    the weights have not seen. The efficiency loss and the target are not used."""
+
     optimizer: str = "adamw"
     """Any optimiser that timm knows by name."""
 
@@ -184,6 +191,12 @@ class FinetuneConfig:
             raise ConvertError(
                 f"FinetuneConfig: target_macs={self.target_macs}; it is a share of the original's multiply-adds, "
                 "above 0 and at most 1 (0.6 saves 40 %)."
+            )
+        _one_of("FinetuneConfig: schedule", self.schedule, get_args(Schedule))
+        if self.schedule == "variants_first" and self.target_macs is not None:
+            raise ConvertError(
+                "FinetuneConfig: target_macs has no effect with schedule='variants_first', where gates pick the "
+                "cheapest right choice; leave it out, or take schedule='joint'."
             )
         _one_of("FinetuneConfig: mixed_precision", self.mixed_precision, get_args(Precision))
         if not 0 <= self.label_smoothing < 1:

@@ -71,7 +71,7 @@ def test_soft_modulation_starts_full_in_training_too():
 @pytest.mark.parametrize("kind", KINDS)
 def test_gates_see_motion_and_content(kind):
     gate = make_gate(kind)
-    views = [gate._look(CLIPS[name]) for name in ("noise", "still")]
+    views = [gate.look(CLIPS[name]) for name in ("noise", "still")]
     means, changes = views[1].unflatten(1, (3, -1)).chunk(2, dim=2)
     assert not changes.any(), "a still clip has no changes"
     assert means.all()
@@ -80,13 +80,17 @@ def test_gates_see_motion_and_content(kind):
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 7), (16, 8, 8), (5, 17, 33), (4, 112, 112)])
 def test_cost_is_counted(shape):
-    """The two linear layers as a counter sees them, two operations per value looked at and one per feature."""
+    """The two linear layers as a counter sees them, an operation per value looked at, cell and feature."""
     gate, (t, h, w) = make_gate(), shape
     with FlopCounterMode(display=False) as counter:
         gate(make_clip(1, 3, *shape))
-    looked_at = 3 * t * len(range(0, h, max(1, h // 8))) * len(range(0, w, max(1, w // 8)))
-    assert gate.macs(shape) == counter.get_total_flops() // 2 + 2 * looked_at + gate.hidden.in_features
-    assert looked_at < 3 * t * 16 * 16
+    (rows, patch_h), (columns, patch_w) = (
+        (len(range(0, n - patch + 1, max(1, n // 8))), patch) for n in (h, w) for patch in (2 if n >= 16 else 1,)
+    )
+    cells = 3 * t * rows * columns
+    looked_at = cells * patch_h * patch_w
+    assert gate.macs(shape) == counter.get_total_flops() // 2 + looked_at + cells + gate.hidden.in_features
+    assert looked_at < 3 * t * 32 * 32
 
 
 @pytest.mark.parametrize(

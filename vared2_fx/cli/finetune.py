@@ -50,6 +50,13 @@ class MixedPrecision(str, Enum):
     FP16 = "fp16"
 
 
+class Schedule(str, Enum):
+    """As `FinetuneConfig.schedule`."""
+
+    JOINT = "joint"
+    VARIANTS_FIRST = "variants_first"
+
+
 def _option(help: str, **more: Any) -> Any:
     return typer.Option(help=help, rich_help_panel=_TRAINING, **more)
 
@@ -85,6 +92,9 @@ def finetune(
     lr: Annotated[float, _option("Learning rate of the network's own weights.")] = _DEFAULT.lr,
     gate_lr: Annotated[float, _option("Learning rate of gates and cheap operations.")] = _DEFAULT.gate_lr,
     weight_decay: Annotated[float, _option("For weight matrices and kernels.")] = _DEFAULT.weight_decay,
+    schedule: Annotated[
+        Schedule, _option("Weights and gates together, or first the weights and then, on --val, the gates.")
+    ] = Schedule.JOINT,
     optimizer: Annotated[str, _option("Any that timm knows by name.")] = _DEFAULT.optimizer,
     warmup_epochs: Annotated[float, _option("Epochs over which learning rates rise.")] = _DEFAULT.warmup_epochs,
     label_smoothing: Annotated[float, _option("Of the cross-entropy.", min=0, max=1)] = _DEFAULT.label_smoothing,
@@ -138,6 +148,7 @@ def finetune(
     """
     config = FinetuneConfig(
         epochs=epochs,
+        schedule=schedule.value,
         optimizer=optimizer,
         lr=lr,
         gate_lr=gate_lr,

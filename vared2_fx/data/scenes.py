@@ -64,7 +64,7 @@ def kind_of(class_name: str) -> str:
 
 
 def generate_scenes(
-    folder: str | Path, *, videos_per_class: int, seed: int, num_frames: int = 20, size: int = 72
+    folder: str | Path, *, videos_per_class: int, seed: int, num_frames: int = 20, size: int = 72, hard: bool = False
 ) -> VideoListing:
     """Render scenes and encode them as H.264: `folder/<class>/<number>.mp4`.
 
@@ -74,6 +74,7 @@ def generate_scenes(
         seed: settles the pictures. Take different ones for training and validation.
         num_frames: T, at `FPS` frames per second.
         size: height and width in pixels; even, as H.264 wants it.
+        hard: more noise, and smaller motions of the camera; what the demo's network was trained on.
 
     Returns:
         The listing of the files, labels in the order of `CLASSES`.
@@ -93,13 +94,13 @@ def generate_scenes(
         (folder / class_name).mkdir(parents=True)
         for i in range(videos_per_class):
             rng = np.random.default_rng([seed, zlib.crc32(class_name.encode()), i])
-            frames = render_scene(class_name, rng, num_frames=num_frames, size=size)
+            frames = render_scene(class_name, rng, num_frames=num_frames, size=size, hard=hard)
             _encode(folder / class_name / f"{i:04}.mp4", frames)
     return list_videos(folder, classes=CLASSES)
 
 
 def render_scene(
-    class_name: str, rng: np.random.Generator, *, num_frames: int = 20, size: int = 72
+    class_name: str, rng: np.random.Generator, *, num_frames: int = 20, size: int = 72, hard: bool = False
 ) -> NDArray[np.uint8]:
     """Render one scene.
 
@@ -108,6 +109,7 @@ def render_scene(
         rng: draws everything that the class leaves open.
         num_frames: T.
         size: H and W, in pixels.
+        hard: more noise, and smaller motions of the camera.
 
     Returns:
         (T, H, W, 3) uint8 RGB.
@@ -116,7 +118,7 @@ def render_scene(
         DataError: there is no such class.
     """
     kind = kind_of(class_name)
-    motion = _Motion.of(class_name, rng, num_frames=num_frames, size=size)
+    motion = _Motion.of(class_name, rng, num_frames=num_frames, size=size, hard=hard)
     shape = class_name.split("_")[1] if kind == "static" else str(rng.choice(_SHAPES))
     centred = np.arange(size, dtype=np.float32) - (size - 1) / 2
     zoom = motion.zoom[:, None, None]
@@ -126,7 +128,7 @@ def render_scene(
     background = _texture(world_y, world_x, rng, size=size)
     mask = _mask(shape, world_y, world_x, motion.thing, rng)[..., None]
     picture = background * (1 - mask) + _brighter(background, rng) * mask
-    noise = rng.standard_normal(picture.shape, np.float32) * rng.uniform(2, 20)
+    noise = rng.standard_normal(picture.shape, np.float32) * rng.uniform(2, 20 if hard else 8)
     return np.clip(picture + noise, 0, 255).astype(np.uint8)
 
 
@@ -142,7 +144,9 @@ class _Motion:
     """(T,): magnification."""
 
     @classmethod
-    def of(cls, class_name: str, rng: np.random.Generator, *, num_frames: int, size: int) -> "_Motion":
+    def of(
+        cls, class_name: str, rng: np.random.Generator, *, num_frames: int, size: int, hard: bool = False
+    ) -> "_Motion":
         kind, which = class_name.split("_")
         time = np.arange(num_frames) + rng.uniform(0, 100)
         turns = time / rng.uniform(*_TURN_FRAMES)
@@ -153,11 +157,11 @@ class _Motion:
             radius = rng.uniform(0.02, 0.16) * size
             thing = thing * 0.5 + radius * np.stack([np.sin(angle), np.cos(angle)], axis=1)
         elif kind == "zooming":
-            zoom = np.exp(rng.uniform(0.04, 0.3) * ((turns if which == "in" else -turns) % 1.0))
+            zoom = np.exp(rng.uniform(0.04 if hard else 0.1, 0.3) * ((turns if which == "in" else -turns) % 1.0))
         elif kind == "shaking":
             direction = rng.uniform(0, 2 * np.pi)
             cycles = time * _SHAKES_PER_FRAME[which] * rng.uniform(0.94, 1.06)
-            sway = rng.uniform(0.005, 0.04) * size * np.sin(2 * np.pi * cycles)
+            sway = rng.uniform(0.005 if hard else 0.015, 0.04) * size * np.sin(2 * np.pi * cycles)
             camera = sway[:, None] * np.array([np.sin(direction), np.cos(direction)])
         return cls(*(a.astype(np.float32) for a in (camera, thing, zoom)))
 

@@ -18,6 +18,9 @@ from vared2_fx.errors import ConvertError
 from vared2_fx.layers.geometry import ChoiceGrid, Size
 
 _POOL_CELLS = 8
+_PATCH = 2
+"""Side of the patch averaged in each cell: noise differs from frame to frame as motion does, but averages out."""
+
 _OPEN = 2.0
 """Starting bias between the full choice and the others, on either side of zero for soft modulation."""
 
@@ -52,9 +55,9 @@ class Gate(nn.Module):
       by Gumbel noise and a straight-through gradient; evaluation takes the largest. The temperature divides z
       before the noise is added, not after: as it falls the draws themselves become the decisions of evaluation.
 
-    G (ours) looks at about 8×8 positions of each map, and gives per channel their mean in each of
-    `num_bins` bins of time, and the mean absolute change from frame to frame in each of `num_bins`: motion is
-    what the policy over frames has to see. Each of these values is standardised over the data before W1, or the
+    G (ours) looks at a patch of 2×2 positions in each of about 8×8 cells of a map, and gives per channel their mean
+    in each of `num_bins` bins of time, and the mean absolute change from frame to frame in each of `num_bins`: motion
+    is what the policy over frames has to see. Each of these values is standardised over the data before W1, or the
     changes, which are small beside the means, would hardly count.
 
     β and W2 start such that only the full choice is taken, whatever the input.
@@ -120,8 +123,7 @@ class Gate(nn.Module):
         entries = self._fixed_entries(x)
         if entries is not None:
             return entries
-        hidden = self.hidden(self._normed(self.scale, self._look(x)))
-        z = self.out(torch.tanh(self._normed(self.norm, hidden)))
+        z = self.logits(self._normed(self.scale, self.look(x)))
         z = z.nan_to_num(nan=0.0)  # features that overflowed decide nothing: evaluation computes everything
         num_strides = len(self.grid.frame_strides)
         offered = [stride <= self.out_frames(x.shape[2]) for stride in self.grid.frame_strides]
@@ -131,10 +133,12 @@ class Gate(nn.Module):
         return torch.cat([self._weigh(z[:, :num_strides]), self._weigh(z[:, num_strides:])], dim=1)
 
     def macs(self, in_size: Size) -> int:
-        """Operations for one clip: two per map value looked at, one per feature and weight of the two layers."""
+        """Operations for one clip: one per map value looked at, cell, feature, and weight of the two layers."""
         t, h, w = in_size
-        looked_at = t * -(-h // _cell(h)) * -(-w // _cell(w)) * (self.hidden.in_features // (2 * self.num_bins))
-        return 2 * looked_at + self.hidden.in_features + self.hidden.weight.numel() + self.out.weight.numel()
+        (rows, patch_h), (columns, patch_w) = _patches(h), _patches(w)
+        cells = t * len(rows) * len(columns) * (self.hidden.in_features // (2 * self.num_bins))
+        look = cells * (patch_h * patch_w + 1)
+        return look + self.hidden.in_features + self.hidden.weight.numel() + self.out.weight.numel()
 
     def _fixed_entries(self, x: Tensor) -> Tensor | None:
         index = _fixed.get().get(self)
@@ -144,9 +148,14 @@ class Gate(nn.Module):
         row[index[0]] = row[len(self.grid.frame_strides) + index[1]] = 1.0
         return row.expand(x.shape[0], -1)
 
-    def _look(self, x: Tensor) -> Tensor:
-        """G: (N, C, T, H, W) → (N, 2 · bins · C)."""
-        cells = x[..., :: _cell(x.shape[3]), :: _cell(x.shape[4])]
+    def logits(self, features: Tensor) -> Tensor:
+        """Standardised features (N, F) → z (N, J + I)."""
+        z: Tensor = self.out(torch.tanh(self._normed(self.norm, self.hidden(features))))
+        return z
+
+    def look(self, x: Tensor) -> Tensor:
+        """G: (N, C, T, H, W) → (N, F), F = 2 · bins · C."""
+        cells = _average_patches(x)
         means = cells.mean((3, 4))
         changes = (cells[:, :, 1:] - cells[:, :, :-1]).abs().mean((3, 4)) if x.shape[2] > 1 else torch.zeros_like(means)
         views = [F.adaptive_avg_pool1d(values, self.num_bins) for values in (means, changes)]
@@ -180,5 +189,22 @@ def _soft_modulation(z: Tensor, normalize: bool) -> Tensor:
     return weights / weights.sum(1, keepdim=True) if normalize else weights
 
 
-def _cell(size: int) -> int:
-    return max(1, size // _POOL_CELLS)
+def _average_patches(x: Tensor) -> Tensor:
+    """(N, C, T, H, W) → (N, C, T, about 8, about 8): the mean of a corner of each cell."""
+    (rows, patch_h), (columns, patch_w) = _patches(x.shape[3]), _patches(x.shape[4])
+    corners = [  # slices: pooling operators take as long as a convolution in channels_last_3d
+        x[..., rows.start + a : rows.stop + a : rows.step, columns.start + b : columns.stop + b : columns.step]
+        for a in range(patch_h)
+        for b in range(patch_w)
+    ]
+    total = corners[0]
+    for corner in corners[1:]:
+        total = total + corner
+    return total / len(corners) if len(corners) > 1 else total
+
+
+def _patches(size: int) -> tuple[range, int]:
+    """Where along an axis a patch begins, about 8 times, and its length."""
+    cell = max(1, size // _POOL_CELLS)
+    patch = min(_PATCH, cell)
+    return range(0, size - patch + 1, cell), patch

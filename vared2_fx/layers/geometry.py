@@ -53,6 +53,13 @@ class ChoiceGrid:
     def __getitem__(self, index: tuple[int, int]) -> Choice:
         return Choice(self.frame_strides[index[0]], self.channel_shares[index[1]])
 
+    def nearest(self, choice: tuple[int, float]) -> Choice:
+        """The coarsest offered choice that computes no less than `choice`."""
+        stride, share = choice
+        strides = [r for r in self.frame_strides if r <= stride]
+        shares = [r for r in self.channel_shares if r >= share - 1e-9]
+        return Choice(max(strides, default=1), min(shares, default=1.0))
+
     def all(self) -> tuple[Choice, ...]:
         """Every choice, shares varying fastest."""
         return tuple(Choice(stride, share) for stride in self.frame_strides for share in self.channel_shares)

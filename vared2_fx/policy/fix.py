@@ -96,14 +96,7 @@ def resolve_choices(grids: Mapping[str, ChoiceGrid], choices: Choices) -> dict[s
             hint = f"; near it are {', '.join(near)}" if near else ""
             raise ConvertError(f"policy: {pattern!r} matches none of the {len(grids)} dynamic regions{hint}.")
         for path in paths:
-            taken[path] = _nearest(grids[path], stride, share)
+            taken[path] = grids[path].nearest((stride, share))
             if taken[path] != (stride, share):
                 log.info("%s: R=%s r=%g is not offered, takes %s", path, stride, share, taken[path])
     return taken
-
-
-def _nearest(grid: ChoiceGrid, stride: int, share: float) -> Choice:
-    """The coarsest offered choice that computes no less than asked for."""
-    strides = [r for r in grid.frame_strides if r <= stride]
-    shares = [r for r in grid.channel_shares if r >= share - 1e-9]
-    return Choice(max(strides, default=1), min(shares, default=1.0))

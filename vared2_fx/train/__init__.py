@@ -2,6 +2,17 @@
 
 from vared2_fx.train.evaluate import ClipResult, Evaluation, evaluate
 from vared2_fx.train.finetune import EpochLog, FinetuneResult, finetune
+from vared2_fx.train.gates import GateFit, fit_gates
 from vared2_fx.train.losses import efficiency_loss
 
-__all__ = ["ClipResult", "EpochLog", "Evaluation", "FinetuneResult", "efficiency_loss", "evaluate", "finetune"]
+__all__ = [
+    "ClipResult",
+    "EpochLog",
+    "Evaluation",
+    "FinetuneResult",
+    "GateFit",
+    "efficiency_loss",
+    "evaluate",
+    "finetune",
+    "fit_gates",
+]

@@ -3,7 +3,7 @@
 import difflib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,12 @@ from vared2_fx.batches import read_labelled, set_epoch
 from vared2_fx.config import FinetuneConfig
 from vared2_fx.convert import conversion
 from vared2_fx.errors import DataError, TrainError
-from vared2_fx.layers import Decision, DynamicConv
+from vared2_fx.layers import FULL, Choice, Decision, DynamicConv
 from vared2_fx.passes.rewrite import regions, with_decisions
+from vared2_fx.policy.fix import policy
 from vared2_fx.policy.statistics import dense_macs
 from vared2_fx.train.evaluate import Evaluation, check_scores, evaluate
+from vared2_fx.train.gates import fit_gates, uniform_choices
 from vared2_fx.train.losses import efficiency_loss, expected_share
 from vared2_fx.train.progress import TrainingBar
 from vared2_fx.train.state import RunFolder
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 log = logging.getLogger(__name__)
+
+_FORGIVING = 0.3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,8 +72,8 @@ def finetune(
     """Train a converted network, weights, gates and cheap operations together.
 
     Loss: cross-entropy + λ · `efficiency_loss`, only clips classified correctly pushing [VA-RED², section 3, as we
-    understand it]; warm-up of λ and the target are ours. For a loop of your own: `with_decisions`,
-    `efficiency_loss`, `evaluate`.
+    understand it]; warm-up of λ, the target and the schedule `variants_first` are ours. For a loop of your own:
+    `with_decisions`, `efficiency_loss`, `fit_gates`, `evaluate`.
 
     Args:
         dynamic: what `convert` returned; trained in place, and left with the weights of the best epoch, in
@@ -120,6 +124,7 @@ class _Run:
         of_gates = {module for gate in self.gates for module in gate.modules()}
         norms = (module for module in dynamic.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
         self.norms = [norm for norm in norms if norm not in of_gates]
+        self.variants = _variants(dynamic)
         self.folder = RunFolder(config, self.accelerator)
         self.dense: dict[tuple[int, ...], int] = {}
         self.history: list[EpochLog] = []
@@ -135,6 +140,8 @@ class _Run:
             for epoch in range(len(self.history), self.config.epochs + 1):
                 start = time.perf_counter()
                 meter = self._train_epoch(epoch, bar)
+                if self.config.schedule == "variants_first" and epoch == self.config.epochs:
+                    log.info("gates: %s", fit_gates(self.dynamic, self.val_loader))
                 self._finish_epoch(epoch, meter, time.perf_counter() - start)
         self.dynamic.load_state_dict(self.best_weights)
         self.dynamic.eval()
@@ -159,21 +166,45 @@ class _Run:
             if not len(labels):
                 continue
             batch, labels = batch.to(like), labels.to(like.device)
-            with self.accelerator.autocast():
-                output, decisions = self.observed(batch.video)
-                loss = self._loss(batch.video, labels, output, decisions, step, meter)
-            if not torch.isfinite(loss):
-                raise TrainError(
-                    f"finetune: the loss is {loss.item()} in epoch {epoch}, step {step}. "
-                    "Lower lr and gate_lr, or train with mixed_precision='no'."
-                )
-            self.optimizer.zero_grad()
-            self.accelerator.backward(loss)
-            if self.config.clip_grad:
-                self.accelerator.clip_grad_norm_(self.observed.parameters(), self.config.clip_grad)
-            self.optimizer.step()
+            for loss in self._losses(batch.video, labels, step, meter):
+                if not torch.isfinite(loss):
+                    raise TrainError(
+                        f"finetune: the loss is {loss.item()} in epoch {epoch}, step {step}. "
+                        "Lower lr and gate_lr, or train with mixed_precision='no'."
+                    )
+                self.optimizer.zero_grad()
+                self.accelerator.backward(loss)
+                if self.config.clip_grad:
+                    self.accelerator.clip_grad_norm_(self.observed.parameters(), self.config.clip_grad)
+                self.optimizer.step()
             bar.advance(epoch, self.config.epochs, meter.loss, meter.accuracy, meter.share)
         return meter
+
+    def _losses(self, video: Tensor, labels: Tensor, step: int, meter: "_EpochMeter") -> Iterator[Tensor]:
+        """The losses of a batch, each to be followed by an update."""
+        if self.config.schedule == "joint":
+            with self.accelerator.autocast():
+                output, decisions = self.observed(video)
+                loss = self._loss(video, labels, output, decisions, step, meter)
+            yield loss
+            return
+        for choice in (FULL, self.variants[int(torch.randint(len(self.variants), ()))]):
+            with policy(self.dynamic, {"*": choice}), self.accelerator.autocast():
+                output, decisions = self.observed(video)
+            check_scores(labels, output)
+            if choice != FULL:
+                yield _forgiving_loss(output.float(), labels)
+                continue
+            task = F.cross_entropy(output.float(), labels, label_smoothing=self.config.label_smoothing)
+            with torch.no_grad():
+                meter.add(task, output.argmax(1) == labels, expected_share(decisions, self._dense(video)))
+            yield task
+
+    def _dense(self, video: Tensor) -> int:
+        shape = tuple(video.shape[1:])
+        if shape not in self.dense:
+            self.dense[shape] = dense_macs(self.dynamic, video)
+        return self.dense[shape]
 
     def _loss(
         self,
@@ -185,16 +216,12 @@ class _Run:
         meter: "_EpochMeter",
     ) -> Tensor:
         check_scores(labels, output)
-        shape = tuple(video.shape[1:])
-        if shape not in self.dense:
-            self.dense[shape] = dense_macs(self.dynamic, video)
+        dense = self._dense(video)
         correct = output.argmax(1) == labels
         task = F.cross_entropy(output.float(), labels, label_smoothing=self.config.label_smoothing)
-        efficiency = efficiency_loss(
-            decisions, correct=correct, dense=self.dense[shape], target=self.config.target_macs
-        )
+        efficiency = efficiency_loss(decisions, correct=correct, dense=dense, target=self.config.target_macs)
         with torch.no_grad():
-            meter.add(task, correct, expected_share(decisions, self.dense[shape]))
+            meter.add(task, correct, expected_share(decisions, dense))
         return task + self._efficiency_weight(step) * efficiency
 
     def _efficiency_weight(self, step: int) -> float:
@@ -308,6 +335,23 @@ def _accelerator(config: FinetuneConfig, *, on_cpu: bool) -> "Accelerator":
     except ValueError:  # accelerate keeps precision and device per process; an earlier run had others
         AcceleratorState._reset_state()
         return Accelerator(mixed_precision=config.mixed_precision, cpu=on_cpu)
+
+
+def _variants(dynamic: fx.GraphModule) -> list[Choice]:
+    """The choices to train by themselves: all reduced ones but the coarsest frame stride.
+
+    What that one gets wrong it cannot learn from so few frames; trained on it, it only guesses with more confidence,
+    and gates take guesses for knowledge.
+    """
+    reduced = uniform_choices(dynamic)[1:]
+    coarsest = max(choice.frame_stride for choice in reduced)
+    return [choice for choice in reduced if choice.frame_stride < coarsest] or reduced
+
+
+def _forgiving_loss(output: Tensor, labels: Tensor) -> Tensor:
+    """(1 − p^q) / q of the label's probability p, q = 0.3: as cross-entropy, but it gives up what is hopeless."""
+    right = output.softmax(1).gather(1, labels[:, None]).clamp_min(1e-6)
+    return ((1 - right**_FORGIVING) / _FORGIVING).mean()
 
 
 def _rank(epoch: EpochLog) -> tuple[float, int]:

@@ -1,0 +1,104 @@
+"""Fitting gates, on the network and the scenes of the demo: real video, and a known difference between clips."""
+
+import pytest
+import torch
+from networks import make_clip, tiny_net
+from torch.utils.data import DataLoader, TensorDataset
+
+import vared2_fx as vr
+from vared2_fx.data import ClipConfig, make_loader
+from vared2_fx.data.scenes import generate_scenes
+from vared2_fx.demo import CONVERT, macs_per_kind
+from vared2_fx.errors import ConvertError, DataError, TrainError
+from vared2_fx.passes.rewrite import regions
+
+
+@pytest.fixture(scope="module")
+def loaders(tmp_path_factory):
+    root, clip = tmp_path_factory.mktemp("gates"), ClipConfig.from_spec(vr.zoo.spec("vared2_demo"))
+    numbers = {"fit": 12, "test": 4}
+    listings = {
+        split: generate_scenes(root / split, videos_per_class=number, seed=seed)
+        for seed, (split, number) in enumerate(numbers.items())
+    }
+    return {split: make_loader(listing, clip, batch_size=18) for split, listing in listings.items()}
+
+
+def demo_net():
+    torch.manual_seed(0)
+    return vr.convert(vr.zoo.load("vared2_demo", pretrained=True), config=CONVERT)
+
+
+def test_clips_that_need_less_get_less(loaders):
+    """Static scenes are right with a quarter of the frames, and no others; on scenes that the fit has not seen."""
+    dynamic = demo_net()
+    before = {name: value.clone() for name, value in dynamic.state_dict().items() if ".gate." not in name}
+    fit = vr.fit_gates(dynamic, loaders["fit"])
+    assert fit.num_clips == 9 * 12
+    assert list(fit.targets) == [(1, 1.0), (2, 1.0), (4, 1.0)]
+    assert fit.targets[4, 1.0] > 0.75 * 3 * 12, "of three static classes, those that the network is sure of"
+    evaluation = vr.evaluate(dynamic, loaders["test"])
+    shares = macs_per_kind(evaluation)
+    assert shares["static"] < 0.7
+    assert shares["static"] < min(shares["moving"], shares["shaking"], shares["zooming"]) - 0.1
+    assert evaluation.accuracy > 0.8
+    after = dynamic.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items()), "weights are left alone"
+
+
+def test_no_confidence_means_no_saving(loaders):
+    """The control: where no reduced choice is sure enough, gates stay with the full one."""
+    dynamic = demo_net()
+    fit = vr.fit_gates(dynamic, loaders["test"], confidence=1.0, rounds=1)
+    assert fit.targets[1, 1.0] == fit.num_clips
+    assert vr.evaluate(dynamic, loaders["test"]).min_macs > fit.num_clips
+
+
+def tiny_loader(num: int = 6) -> DataLoader:
+    return DataLoader(TensorDataset(make_clip(num, 3, 8, 16, 16), torch.arange(num) % 5), batch_size=4)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("gate", ["softmax", "gumbel"])
+def test_mode_and_hooks_are_restored(gate, training):
+    dynamic = vr.convert(tiny_net(), config=vr.ConvertConfig(gate=gate)).train(training)
+    vr.fit_gates(dynamic, tiny_loader(), confidence=0.1)
+    assert {module.training for module in dynamic.modules()} == {training}
+    for region in regions(dynamic).values():
+        assert not region.gate._forward_pre_hooks
+        assert all(parameter.grad is None for parameter in region.gate.parameters())
+
+
+def test_channels_are_learned_too():
+    """Of random weights nothing is sure; with a confidence of next to nothing everything is, at the cheapest choice."""
+    dynamic = vr.convert(tiny_net())
+    fit = vr.fit_gates(dynamic, tiny_loader(), confidence=1e-9)
+    assert fit.targets[4, 0.5] == fit.num_clips == 6
+    evaluation = vr.evaluate(dynamic, tiny_loader())
+    with vr.policy(dynamic, {"*": (4, 0.5)}):
+        assert vr.evaluate(dynamic, tiny_loader()).mean_macs == evaluation.mean_macs
+
+
+def test_the_schedule_ends_with_fitted_gates():
+    dynamic = vr.convert(tiny_net())
+    config = vr.FinetuneConfig(schedule="variants_first", epochs=1, gate_lr=1e-4, progress=False)
+    before = {path: region.gate.out.weight.clone() for path, region in regions(dynamic).items()}
+    result = vr.finetune(dynamic, tiny_loader(), tiny_loader(), config)
+    assert [epoch.epoch for epoch in result.history] == [0, 1]
+    assert result.history[1].train_share > 1.0, "weights are trained in full, and with one choice for all clips"
+    if result.best_epoch == 1:
+        assert all(not torch.equal(before[path], r.gate.out.weight) for path, r in regions(dynamic).items())
+
+
+def test_clear_errors():
+    soft = vr.convert(tiny_net(), config=vr.ConvertConfig(gate="soft_modulation"))
+    with pytest.raises(TrainError, match="convert with gate='softmax'"):
+        vr.fit_gates(soft, tiny_loader())
+    dynamic = vr.convert(tiny_net())
+    for wrong in ({"confidence": 0.0}, {"caution": -1.0}, {"rounds": 0}):
+        with pytest.raises(TrainError, match="expected a probability"):
+            vr.fit_gates(dynamic, tiny_loader(), **wrong)
+    with pytest.raises(DataError, match="no clips"):
+        vr.fit_gates(dynamic, [])
+    with pytest.raises(ConvertError, match="leave it out, or take schedule='joint'"):
+        vr.FinetuneConfig(schedule="variants_first", target_macs=0.5)
