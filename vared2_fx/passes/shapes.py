@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vared2_fx.errors import ConvertError
 from vared2_fx.modes import evaluating
+from vared2_fx.passes.functional import FunctionalConvs
 from vared2_fx.passes.trace import calls, module_of
 
 Inputs = Tensor | Sequence[Tensor]
@@ -34,12 +35,16 @@ def _quiet() -> Iterator[None]:
 
 
 class _Measure(fx.Interpreter):
-    """Runs the graph node by node; writes `shape`, `dtype` and `macs` (per batch) into each node's meta."""
+    """Runs the graph node by node; writes `shape`, `dtype` and `macs` (per batch) into each node's meta.
+
+    Also `functional`: the 3D convolutions that it calls as functions.
+    """
 
     def run_node(self, n: fx.Node) -> Any:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter, FunctionalConvs() as functional:
             result = super().run_node(n)
         n.meta["macs"] = counter.get_total_flops() // 2
+        n.meta["functional"] = functional.found
         if isinstance(result, Tensor):
             n.meta["shape"], n.meta["dtype"] = tuple(result.shape), result.dtype
         return result

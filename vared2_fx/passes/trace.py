@@ -6,6 +6,7 @@ from typing import Any
 from torch import fx, nn
 
 from vared2_fx.errors import ConvertError
+from vared2_fx.passes.hooks import recomputed_weights
 
 CONVOLUTIONS = (nn.Conv3d, nn.ConvTranspose3d)
 """One node each, subclasses from anywhere included (torch.fx would look into those)."""
@@ -36,7 +37,7 @@ def copy_model(model: nn.Module) -> nn.Module:
         ConvertError: the network cannot be copied.
     """
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, recomputed_weights(model))
     except Exception as exc:
         raise ConvertError(
             f"copy: {type(model).__name__} cannot be copied ({type(exc).__name__}: {exc}). "
