@@ -6,6 +6,7 @@ from typing import Any
 from torch import fx, nn
 
 from vared2_fx.errors import ConvertError
+from vared2_fx.passes.follow_mode import trace_both_modes
 from vared2_fx.passes.hooks import recomputed_weights
 
 CONVOLUTIONS = (nn.Conv3d, nn.ConvTranspose3d)
@@ -53,7 +54,7 @@ def trace(own: nn.Module) -> fx.GraphModule:
     """
     kind = type(own).__name__
     try:
-        graph = ConvTracer().trace(own)
+        graph = trace_both_modes(own, lambda: ConvTracer().trace(own))
     except Exception as exc:
         raise ConvertError(
             f"trace: torch.fx cannot follow {kind}.forward ({type(exc).__name__}: {exc}). "
