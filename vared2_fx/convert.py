@@ -24,6 +24,8 @@ from vared2_fx.wrappers import inner_name
 
 log = logging.getLogger(__name__)
 
+_OF_GRAPH_MODULES = {name for name in dir(fx.GraphModule) if name not in dir(nn.Module)} | {"meta", "forward"}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conversion:
@@ -142,6 +144,14 @@ def _convertible(model: nn.Module) -> nn.Module:
         raise ConvertError(f"convert: {kind} is a compiled program; convert the network that it was made from.")
     if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
         raise ConvertError(f"convert: {kind} has lazy layers without weights; run it once, then convert it.")
+    if len({tensor.is_meta for tensor in model.state_dict().values()}) > 1:
+        raise ConvertError(f"convert: a part of {kind} is on the meta device, without values; load its weights first.")
+    clashing = [name for name, _ in (*model.named_children(), *model.named_parameters()) if name in _OF_GRAPH_MODULES]
+    if clashing and not isinstance(model, fx.GraphModule):
+        raise ConvertError(
+            f"convert: `{clashing[0]}` of {kind} is a name that torch.fx needs for itself in the converted network; "
+            "rename that part, or wrap the network in a module that holds it."
+        )
     for path, module in model.named_modules():
         if (inner := inner_name(module)) is not None:
             place = "the network inside it," if not path else "a network with what is inside it,"

@@ -32,6 +32,11 @@ def check(original: nn.Module, converted: fx.GraphModule, example_inputs: Inputs
             f"check: the original gives {[tuple(a.shape) for a in before]}, the converted network "
             f"{[tuple(b.shape) for b in after]}. Please report this network."
         )
+    if [a.dtype for a in before] != [b.dtype for b in after]:
+        raise ConvertError(
+            f"check: the original gives {[a.dtype for a in before]}, the converted network {[b.dtype for b in after]}. "
+            "Does its forward switch torch.autocast? A graph does not hold that."
+        )
     worst = 0.0
     for a, b in zip(before, after, strict=True):
         difference = _difference(a.double(), b.double())

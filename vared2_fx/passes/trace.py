@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from vared2_fx.errors import ConvertError
@@ -24,11 +25,26 @@ class ConvTracer(fx.Tracer):
     it does in training (dropout, stochastic depth) goes on following its mode instead of being frozen.
     """
 
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Trace `root`."""
+        self._autocast = _autocast()
+        return super().trace(root, concrete_args)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Note an operation; refuse it where its surroundings would be lost."""
+        if _autocast() != self._autocast:
+            raise ConvertError("it switches torch.autocast, which a graph does not hold")
+        return super().create_node(*args, **kwargs)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether `m` stays one node."""
         if isinstance(m, CONVOLUTIONS) or super().is_leaf_module(m, module_qualified_name):
             return True
         return not any(isinstance(child, CONVOLUTIONS) for child in m.modules())
+
+
+def _autocast() -> tuple[object, ...]:
+    return tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda"))
 
 
 def copy_model(model: nn.Module) -> nn.Module:
