@@ -17,7 +17,7 @@ from vared2_fx.passes.hooks import has_hooks, no_hook_lost
 from vared2_fx.passes.pipeline import pipeline, run_passes
 from vared2_fx.passes.plan import Plan, make_plan
 from vared2_fx.passes.reach import check_target
-from vared2_fx.passes.shapes import Inputs, guess_shapes, measure_shapes
+from vared2_fx.passes.shapes import Inputs, as_args, guess_shapes, measure_shapes
 from vared2_fx.passes.trace import CONVERSION, copy_model, trace
 from vared2_fx.policy.fix import full
 from vared2_fx.wrappers import inner_name
@@ -180,12 +180,27 @@ def _convertible(model: nn.Module) -> nn.Module:
 def _look(own: nn.Module, example_inputs: Inputs | None, config: ConvertConfig) -> tuple[fx.GraphModule, Plan]:
     with no_hook_lost(own):
         gm = trace(own)
+    _no_optional_input(gm, 0 if example_inputs is None else len(as_args(example_inputs)))
     if example_inputs is None:
         shape, is_guess = _known_shape(gm, own)
     else:
         measure_shapes(gm, example_inputs)
         shape, is_guess = _shape_of(example_inputs), False
     return gm, make_plan(gm, config=config, source=own, input_shape=shape, input_is_guess=is_guess)
+
+
+def _no_optional_input(gm: fx.GraphModule, given: int) -> None:
+    """Refuse inputs that are None unless given: tracing takes what depends on that as if they were.
+
+    Raises:
+        ConvertError: the graph uses one that is not among the first `given`.
+    """
+    for node in gm.graph.find_nodes(op="placeholder")[given:]:
+        if node.args == (None,) and node.users:
+            raise ConvertError(
+                f"trace: `{node.target}` of {type(gm).__name__}.forward is None unless it is given, and a graph holds "
+                "only one of the two cases. Pass example_inputs with it, or a network around it that settles it."
+            )
 
 
 def _known_shape(gm: fx.GraphModule, own: nn.Module) -> tuple[tuple[int, ...] | None, bool]:

@@ -44,8 +44,6 @@ EITHER_WAY = (
     "Autocast",
     "Checking",
     "Checkpointed",
-    "OptionalMask",
-    "Reassigning",
     "Sized",
     "TemporalShift",
     "ValueDependent",
@@ -140,6 +138,8 @@ def test_exact_or_refused_in_words(name, untouched):
     ("make", "message"),
     [
         (structures.GraphNamed, "`graph`"),
+        (structures.OptionalMask, "`mask` of OptionalMask.forward is None unless it is given"),
+        (structures.Reassigning, "cannot follow Reassigning.forward .*it assigns the buffer `calls` anew"),
         (lambda: nn.Sequential(nn.MaxPool3d(3)), "0 3D convolutions"),
         (lambda: nn.Sequential(nn.Conv3d(3, 8, 99)), "does not run on example inputs of shape"),
         (lambda: nn.Sequential(nn.Conv3d(5, 8, 1)), "does not run on example inputs of shape"),
@@ -151,6 +151,28 @@ def test_refused_with_its_reason(make, message, untouched):
     model = make()
     with untouched(model), pytest.raises(ConvertError, match=message):
         vr.convert(model, CLIP)
+
+
+def test_buffers_are_read_when_it_runs(tmp_path):
+    """Not when it is traced: neither what forward makes of them, nor how it changes them, is lost."""
+    model, other = LAYERS["frozen batch norm"]().eval(), LAYERS["frozen batch norm"]().eval()
+    for buffer in model.buffers():
+        buffer.fill_(3)
+    folder = vr.save(vr.convert(model, CLIP, CONFIG), tmp_path)
+    assert torch.equal(vr.load(folder, base=other)(CLIP), model(CLIP))
+    for inputs in (None, CLIP):
+        counting = vr.convert(structures.Counting().eval(), inputs, CONFIG)
+        for _ in range(3):
+            counting(CLIP)
+        assert counting.calls == 3
+
+
+def test_an_optional_input_that_is_given(untouched):
+    model, mask = structures.OptionalMask().eval(), torch.rand(2, 1, 6, 9, 8)
+    for inputs in (None, CLIP):
+        with untouched(model), pytest.raises(ConvertError, match=r"`mask` of OptionalMask.forward is None"):
+            vr.convert(model, inputs)
+    assert torch.equal(vr.convert(model, (CLIP, mask))(CLIP, mask), model(CLIP, mask))
 
 
 def test_a_clip_of_one_frame():

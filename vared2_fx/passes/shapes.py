@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from vared2_fx.errors import ConvertError
-from vared2_fx.modes import evaluating
+from vared2_fx.modes import evaluating, unchanged
 from vared2_fx.passes.functional import FunctionalConvs
 from vared2_fx.passes.trace import calls, module_of
 
@@ -85,6 +85,7 @@ def _measure(gm: fx.GraphModule, args: tuple[Any, ...], *, fake: bool) -> None:
     devices = {x.device.type for x in tree_leaves(args) if isinstance(x, Tensor)} - {"meta"}
     with (
         _quiet(),
+        unchanged(gm),
         evaluating(gm),  # in training a norm refuses a single clip
         FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext() as mode,
         torch.autocast(max(devices, default="cpu"), enabled=False),  # its cache of cast weights is of real tensors

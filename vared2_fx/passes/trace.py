@@ -25,6 +25,8 @@ class ConvTracer(fx.Tracer):
     it does in training (dropout, stochastic depth) goes on following its mode instead of being frozen.
     """
 
+    proxy_buffer_attributes = True  # or what forward computes of buffers would be computed now, and kept for ever
+
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace `root`."""
         self._autocast = _autocast()
