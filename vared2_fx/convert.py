@@ -20,7 +20,7 @@ from vared2_fx.passes.reach import check_target
 from vared2_fx.passes.shapes import Inputs, as_args, guess_shapes, measure_shapes
 from vared2_fx.passes.trace import CONVERSION, copy_model, trace
 from vared2_fx.policy.fix import full
-from vared2_fx.wrappers import inner_name
+from vared2_fx.wrappers import inner_name, unwrapped
 
 log = logging.getLogger(__name__)
 
@@ -105,14 +105,15 @@ def convert(
 
 
 def conversion(dynamic: nn.Module) -> Conversion:
-    """How `dynamic` was made.
+    """How `dynamic`, maybe inside a wrapper, was made.
 
     Raises:
         ConvertError: it was not made by `convert` or `load`.
     """
-    found = getattr(dynamic, "meta", {}).get(CONVERSION, vars(dynamic).get(CONVERSION))
+    network = unwrapped(dynamic)
+    found = getattr(network, "meta", {}).get(CONVERSION, vars(network).get(CONVERSION))
     if not isinstance(found, Conversion):
-        raise ConvertError(f"{type(dynamic).__name__} is not a converted network; call convert(model) first.")
+        raise ConvertError(f"{type(network).__name__} is not a converted network; call convert(model) first.")
     return found
 
 

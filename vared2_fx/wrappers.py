@@ -14,7 +14,7 @@ PREFIXES = ("module.", "_orig_mod.")
 def inner_name(model: nn.Module) -> str | None:
     """Where a wrapper keeps the network that it wraps (`module`, `_orig_mod`); None for what is no wrapper."""
     parallel = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-    if parallel or type(model).__name__ in ("FullyShardedDataParallel", "DistributedModel"):
+    if parallel or type(model).__name__ == "FullyShardedDataParallel":
         return "module"
     return "_orig_mod" if "_orig_mod" in model._modules else None
 

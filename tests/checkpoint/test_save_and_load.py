@@ -128,6 +128,7 @@ WRAPPERS = {
 def test_a_wrapped_network_is_saved_without_its_wrappers(tmp_path, wrap):
     dynamic = trained()
     vr.save(WRAPPERS[wrap](dynamic), tmp_path)
+    assert conversion(WRAPPERS[wrap](dynamic)) == conversion(dynamic)
     assert_same(dynamic, vr.load(tmp_path, base=TinyNet()))
     assert_same(dynamic, vr.load(tmp_path, base=nn.DataParallel(TinyNet())))
 
