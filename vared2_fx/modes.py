@@ -1,4 +1,4 @@
-"""Evaluation mode for a while."""
+"""Evaluation mode for a while, and other states that are given back."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,3 +18,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Give every buffer the value back that it had before the block, where forward changes it."""
+    before = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, version, value in before:
+                if buffer._version != version:
+                    buffer.copy_(value)

@@ -74,10 +74,10 @@ def finetune(
     ],
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     target_macs: Annotated[
-        float | None,
+        str | None,
         _option(
-            "Share of the original's multiply-adds to come down to; 0.6 saves 40 %. Otherwise as low as "
-            "--efficiency-weight pushes.",
+            "Share of the original's multiply-adds to come down to; `60%` or 0.6 saves 40 %; refused where no policy "
+            "can. Otherwise as low as --efficiency-weight pushes.",
             show_default=False,
         ),
     ] = None,

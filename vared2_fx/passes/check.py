@@ -5,7 +5,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vared2_fx.errors import ConvertError
-from vared2_fx.modes import evaluating
+from vared2_fx.modes import evaluating, unchanged
 from vared2_fx.passes.shapes import Inputs, as_args
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -32,6 +32,11 @@ def check(original: nn.Module, converted: fx.GraphModule, example_inputs: Inputs
             f"check: the original gives {[tuple(a.shape) for a in before]}, the converted network "
             f"{[tuple(b.shape) for b in after]}. Please report this network."
         )
+    if [a.dtype for a in before] != [b.dtype for b in after]:
+        raise ConvertError(
+            f"check: the original gives {[a.dtype for a in before]}, the converted network {[b.dtype for b in after]}. "
+            "Does its forward switch torch.autocast? A graph does not hold that."
+        )
     worst = 0.0
     for a, b in zip(before, after, strict=True):
         difference = _difference(a.double(), b.double())
@@ -55,5 +60,5 @@ def _difference(a: Tensor, b: Tensor) -> float:
 
 def _evaluate(model: nn.Module, example_inputs: Inputs) -> list[Tensor]:
     inputs = tree_map_only(Tensor, torch.clone, as_args(example_inputs))  # a network may write into its input
-    with evaluating(model):
+    with unchanged(model), evaluating(model):
         return [leaf for leaf in tree_leaves(model(*inputs)) if isinstance(leaf, Tensor)]

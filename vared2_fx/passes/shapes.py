@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from vared2_fx.errors import ConvertError
-from vared2_fx.modes import evaluating
+from vared2_fx.modes import evaluating, unchanged
+from vared2_fx.passes.functional import FunctionalConvs
 from vared2_fx.passes.trace import calls, module_of
 
 Inputs = Tensor | Sequence[Tensor]
@@ -34,12 +35,16 @@ def _quiet() -> Iterator[None]:
 
 
 class _Measure(fx.Interpreter):
-    """Runs the graph node by node; writes `shape`, `dtype` and `macs` (per batch) into each node's meta."""
+    """Runs the graph node by node; writes `shape`, `dtype` and `macs` (per batch) into each node's meta.
+
+    Also `functional`: the 3D convolutions that it calls as functions.
+    """
 
     def run_node(self, n: fx.Node) -> Any:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter, FunctionalConvs() as functional:
             result = super().run_node(n)
         n.meta["macs"] = counter.get_total_flops() // 2
+        n.meta["functional"] = functional.found
         if isinstance(result, Tensor):
             n.meta["shape"], n.meta["dtype"] = tuple(result.shape), result.dtype
         return result
@@ -80,6 +85,7 @@ def _measure(gm: fx.GraphModule, args: tuple[Any, ...], *, fake: bool) -> None:
     devices = {x.device.type for x in tree_leaves(args) if isinstance(x, Tensor)} - {"meta"}
     with (
         _quiet(),
+        unchanged(gm),
         evaluating(gm),  # in training a norm refuses a single clip
         FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext() as mode,
         torch.autocast(max(devices, default="cpu"), enabled=False),  # its cache of cast weights is of real tensors

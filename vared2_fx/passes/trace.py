@@ -3,10 +3,13 @@
 import copy
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from vared2_fx.errors import ConvertError
 from vared2_fx.layers import ConvVariant
+from vared2_fx.passes.follow_mode import trace_both_modes
+from vared2_fx.passes.hooks import recomputed_weights
 
 CONVOLUTIONS = (nn.Conv3d, nn.ConvTranspose3d)
 """One node each, subclasses from anywhere included (torch.fx would look into those)."""
@@ -23,11 +26,28 @@ class ConvTracer(fx.Tracer):
     it does in training (dropout, stochastic depth) goes on following its mode instead of being frozen.
     """
 
+    proxy_buffer_attributes = True  # or what forward computes of buffers would be computed now, and kept for ever
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Trace `root`."""
+        self._autocast = _autocast()
+        return super().trace(root, concrete_args)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Note an operation; refuse it where its surroundings would be lost."""
+        if _autocast() != self._autocast:
+            raise ConvertError("it switches torch.autocast, which a graph does not hold")
+        return super().create_node(*args, **kwargs)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether `m` stays one node."""
         if isinstance(m, (*CONVOLUTIONS, ConvVariant)) or super().is_leaf_module(m, module_qualified_name):
             return True
         return not any(isinstance(child, CONVOLUTIONS) for child in m.modules())
+
+
+def _autocast() -> tuple[object, ...]:
+    return tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda"))
 
 
 def copy_model(model: nn.Module) -> nn.Module:
@@ -37,7 +57,7 @@ def copy_model(model: nn.Module) -> nn.Module:
         ConvertError: the network cannot be copied.
     """
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, recomputed_weights(model))
     except Exception as exc:
         raise ConvertError(
             f"copy: {type(model).__name__} cannot be copied ({type(exc).__name__}: {exc}). "
@@ -53,7 +73,7 @@ def trace(own: nn.Module) -> fx.GraphModule:
     """
     kind = type(own).__name__
     try:
-        graph = ConvTracer().trace(own)
+        graph = trace_both_modes(own, lambda: ConvTracer().trace(own))
     except Exception as exc:
         raise ConvertError(
             f"trace: torch.fx cannot follow {kind}.forward ({type(exc).__name__}: {exc}). "

@@ -17,6 +17,7 @@ from vared2_fx.convert import conversion
 from vared2_fx.errors import DataError, TrainError
 from vared2_fx.layers import Decision, DynamicConv
 from vared2_fx.passes.rewrite import regions, with_decisions
+from vared2_fx.policy.reach import check_reachable
 from vared2_fx.policy.statistics import dense_macs
 from vared2_fx.train.evaluate import Evaluation, check_scores, evaluate
 from vared2_fx.train.losses import efficiency_loss, expected_share
@@ -82,12 +83,14 @@ def finetune(
         The history and the best epoch's evaluation.
 
     Raises:
-        ConvertError: `dynamic` is not a converted network.
+        ConvertError: `dynamic` is not a converted network, or cannot come down to the target.
         DataError: a loader is empty, or its labels do not fit the network's outputs.
         CheckpointError: the run to resume is damaged, or had another config.
     """
     conversion(dynamic)
-    return _Run(dynamic, train_loader, val_loader, config or FinetuneConfig()).run()
+    config = config or FinetuneConfig()
+    check_reachable("finetune", dynamic, val_loader, config.target)
+    return _Run(dynamic, train_loader, val_loader, config).run()
 
 
 class _Run:
@@ -190,9 +193,7 @@ class _Run:
             self.dense[shape] = dense_macs(self.dynamic, video)
         correct = output.argmax(1) == labels
         task = F.cross_entropy(output.float(), labels, label_smoothing=self.config.label_smoothing)
-        efficiency = efficiency_loss(
-            decisions, correct=correct, dense=self.dense[shape], target=self.config.target_macs
-        )
+        efficiency = efficiency_loss(decisions, correct=correct, dense=self.dense[shape], target=self.config.target)
         with torch.no_grad():
             meter.add(task, correct, expected_share(decisions, self.dense[shape]))
         return task + self._efficiency_weight(step) * efficiency
@@ -233,10 +234,10 @@ class _Run:
 
     def _objective(self, evaluation: Evaluation) -> float:
         """The loss that training minimises, with errors in place of cross-entropy, on what evaluation computed."""
-        if self.config.target_macs is None:
+        if self.config.target is None:
             efficiency = sum((c.macs / evaluation.dense_macs) ** 2 for c in evaluation.clips) / len(evaluation.clips)
         else:
-            efficiency = max(0.0, evaluation.share - self.config.target_macs)
+            efficiency = max(0.0, evaluation.share - self.config.target)
         return 1.0 - evaluation.accuracy + self.config.efficiency_weight * efficiency
 
 

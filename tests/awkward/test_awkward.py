@@ -1,0 +1,192 @@
+"""Awkward networks: each is converted exactly, or refused with its reason; none ends in a bare traceback."""
+
+import pytest
+import structures
+import torch
+from layers import LAYERS, STATIC
+from networks import make_clip
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+import vared2_fx as vr
+from vared2_fx import ConvertConfig
+from vared2_fx.errors import ConvertError
+from vared2_fx.passes.rewrite import with_decisions
+
+CONFIG = ConvertConfig(min_macs_share=0.0)
+CLIP = make_clip(2, 3, 6, 9, 8)
+OTHER_CLIPS = (make_clip(1, 3, 6, 9, 8, seed=1), make_clip(3, 3, 9, 8, 9, seed=2))
+
+CONVERTS: dict[str, dict[str, str]] = {
+    "CalledTwice": {"b": "called_twice"},
+    "Unrolled": {"b": "called_twice"},
+    "OneModuleTwoNames": {"b": "called_twice"},
+    "Inception": {},
+    "Dense": {},
+    "UNet": {"up": "transposed"},
+    "SqueezeExcite": {"squeeze.1": "few_channels", "squeeze.3": "few_frames"},
+    "ChannelShuffle": {},
+    "NonLocal": {},
+    "InPlace": {},
+    "Frames": {"b": "few_frames"},
+    "Outputs": {},
+    "Multiple": {},
+    "NeverCalled": {},
+    "Named": {},
+    "Repeated": {},
+    "Counting": {},
+    "Listed": {},
+}
+"""Networks of `structures`, with the convolutions that stay static and why."""
+
+EITHER_WAY = (
+    "Asserting",
+    "Autocast",
+    "Checking",
+    "Checkpointed",
+    "Sized",
+    "TemporalShift",
+    "ValueDependent",
+)
+"""What tracing may or may not follow: exact, or refused in words."""
+
+NETWORKS = {
+    **{name: (getattr(structures, name), static) for name, static in CONVERTS.items()},
+    **{name: (make, STATIC.get(name, {})) for name, make in LAYERS.items()},
+}
+
+
+def build(make) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model = make().eval()
+    return model, CLIP.to(next(model.parameters()).dtype)
+
+
+def same(ours, theirs) -> bool:
+    """Equal to the bit; NaN equals NaN."""
+    pairs = list(zip(tree_leaves(ours), tree_leaves(theirs), strict=True))
+    return all(
+        a.dtype == b.dtype and torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) if isinstance(a, Tensor) else a == b
+        for a, b in pairs
+    )
+
+
+def test_there_are_enough():
+    assert len(NETWORKS) + len(EITHER_WAY) >= 50
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+@pytest.mark.parametrize("inputs", ["with", "without"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_converted_exactly(name, inputs, untouched):
+    make, static = NETWORKS[name]
+    model, clip = build(make)
+    with untouched(model):
+        dynamic = vr.convert(model, clip if inputs == "with" else None, CONFIG)
+        plan = vr.scan(model, clip, CONFIG)
+    assert {entry.path: entry.reason for entry in plan.skipped} == static
+    assert plan.converted
+    for x in (clip, *OTHER_CLIPS):
+        right = model(x.to(clip).clone())
+        assert same(dynamic(x.to(clip).clone()), right)
+        with vr.full(dynamic):
+            assert same(dynamic(x.to(clip).clone()), right)
+        assert same(vr.unload(dynamic)(x.to(clip).clone()), right)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_policy_runs_and_trains(name):
+    make, _ = NETWORKS[name]
+    model, clip = build(make)
+    dynamic = vr.convert(model, clip, CONFIG)
+    cheapest = vr.scan(model, clip, CONFIG).policy("cheapest")
+    static = vr.specialize(dynamic, cheapest)
+    with vr.policy(dynamic, cheapest):
+        forced = tree_leaves(dynamic(clip.clone()))
+    for ours, theirs in zip(forced, tree_leaves(static(clip.clone())), strict=True):
+        if isinstance(ours, Tensor):
+            torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)  # bfloat16 and half are among them
+    if name == "InPlace":  # what its backward pass needs it overwrites itself, converted or not
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            model.train()(clip.clone()).sum().backward()
+        return
+    output, decisions = with_decisions(dynamic.train())(clip.clone())
+    loss = sum(leaf.abs().float().mean() for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+    (loss + vr.efficiency_loss(decisions)).backward()
+    gates = [p for path, p in dynamic.named_parameters() if ".gate.out" in path]
+    assert gates
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in gates)
+
+
+@pytest.mark.parametrize("name", EITHER_WAY)
+def test_exact_or_refused_in_words(name, untouched):
+    model, _ = build(getattr(structures, name))
+    dynamic, refusal = None, "converted"
+    with untouched(model):
+        try:
+            dynamic = vr.convert(model, CLIP, CONFIG)
+        except ConvertError as exc:
+            refusal = str(exc)
+    if dynamic is None:
+        assert name in refusal or "example inputs" in refusal
+        return
+    for clip in (CLIP, *OTHER_CLIPS):
+        assert same(dynamic(clip), model(clip))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (structures.GraphNamed, "`graph`"),
+        (structures.OptionalMask, "`mask` of OptionalMask.forward is None unless it is given"),
+        (structures.Reassigning, "cannot follow Reassigning.forward .*it assigns the buffer `calls` anew"),
+        (lambda: nn.Sequential(nn.MaxPool3d(3)), "0 3D convolutions"),
+        (lambda: nn.Sequential(nn.Conv3d(3, 8, 99)), "does not run on example inputs of shape"),
+        (lambda: nn.Sequential(nn.Conv3d(5, 8, 1)), "does not run on example inputs of shape"),
+        (lambda: nn.Sequential(nn.Conv3d(3, 8, 1, padding_mode="reflect")), "nothing to convert .*padding"),
+        (nn.Sequential, "nothing to convert|0 3D convolutions"),
+    ],
+)
+def test_refused_with_its_reason(make, message, untouched):
+    model = make()
+    with untouched(model), pytest.raises(ConvertError, match=message):
+        vr.convert(model, CLIP)
+
+
+def test_buffers_are_read_when_it_runs(tmp_path):
+    """Not when it is traced: neither what forward makes of them, nor how it changes them, is lost."""
+    model, other = LAYERS["frozen batch norm"]().eval(), LAYERS["frozen batch norm"]().eval()
+    for buffer in model.buffers():
+        buffer.fill_(3)
+    folder = vr.save(vr.convert(model, CLIP, CONFIG), tmp_path)
+    assert torch.equal(vr.load(folder, base=other)(CLIP), model(CLIP))
+    for inputs in (None, CLIP):
+        counting = vr.convert(structures.Counting().eval(), inputs, CONFIG)
+        for _ in range(3):
+            counting(CLIP)
+        assert counting.calls == 3
+
+
+def test_an_optional_input_that_is_given(untouched):
+    model, mask = structures.OptionalMask().eval(), torch.rand(2, 1, 6, 9, 8)
+    for inputs in (None, CLIP):
+        with untouched(model), pytest.raises(ConvertError, match=r"`mask` of OptionalMask.forward is None"):
+            vr.convert(model, inputs)
+    assert torch.equal(vr.convert(model, (CLIP, mask))(CLIP, mask), model(CLIP, mask))
+
+
+def test_a_clip_of_one_frame():
+    one = nn.Sequential(structures.conv(3, 8), structures.conv(8, 8)).eval()
+    clip = CLIP[:, :, :1]
+    assert {entry.reason for entry in vr.scan(one, clip).entries} == {"few_frames"}
+    with pytest.raises(ConvertError, match="few_frames"):
+        vr.convert(one, clip)
+    assert torch.equal(vr.convert(one, CLIP, CONFIG)(clip), one(clip))
+    assert torch.equal(vr.convert(one, clip, ConvertConfig(min_frames=1))(CLIP), one(CLIP))
+
+
+def test_parameters_partly_on_the_meta_device():
+    model = nn.Sequential(structures.conv(3, 8), structures.conv(8, 8).to("meta"))
+    for inputs in (None, CLIP):
+        with pytest.raises(ConvertError, match="a part of Sequential is on the meta device"):
+            vr.convert(model, inputs)
