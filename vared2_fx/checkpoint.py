@@ -19,6 +19,7 @@ from vared2_fx.layers import ChoiceGrid
 from vared2_fx.passes.plan import Plan, PlanEntry
 from vared2_fx.passes.rewrite import regions
 from vared2_fx.passes.trace import copy_model, trace
+from vared2_fx.passes.untraced import Untraced
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "vared2.json"
@@ -92,7 +93,7 @@ def load(folder: str | Path, base: nn.Module | None = None) -> fx.GraphModule:
     try:
         base = zoo.load(source["name"], num_classes=source["num_classes"]) if base is None else base
         config, plan = _config(document["config"]), _plan(document["plan"])
-        dynamic = apply_plan(trace(copy_model(base)), plan, config, source)
+        dynamic = apply_plan(trace(copy_model(base), plan.nesting), plan, config, source)
         _take_dtypes(dynamic, state)
         dynamic.load_state_dict(state, strict=True)
         return dynamic.train(document["training"])
@@ -210,4 +211,19 @@ def _plan(values: dict[str, Any]) -> Plan:
         shapes = {key: entry[key] and tuple(entry[key]) for key in ("in_shape", "out_shape")}
         entries.append(PlanEntry(**{**entry, **shapes, "grid": grid}))
     shape = values["input_shape"]
-    return Plan(**{**values, "entries": tuple(entries), "input_shape": shape and tuple(shape)})
+    untraced = tuple(Untraced(**where) for where in values.get("untraced", ()))
+    return Plan(
+        **{
+            **values,
+            "entries": tuple(entries),
+            "input_shape": shape and tuple(shape),
+            "untraced": untraced,
+            "nesting": _tuples(values.get("nesting", [])),
+        }
+    )
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from vared2_fx import zoo
 from vared2_fx.config import ConvertConfig
@@ -15,8 +15,8 @@ from vared2_fx.layers import ConvVariant, DynamicConv
 from vared2_fx.passes.check import check
 from vared2_fx.passes.pipeline import pipeline, run_passes
 from vared2_fx.passes.plan import Plan, make_plan
-from vared2_fx.passes.shapes import Inputs, guess_shapes, measure_shapes
-from vared2_fx.passes.trace import CONVERSION, copy_model, trace
+from vared2_fx.passes.shapes import Inputs, as_args, clips_of, guess_shapes, measure_shapes
+from vared2_fx.passes.trace import CONVERSION, copy_model, forget_shapes, nesting_of, trace
 from vared2_fx.policy.fix import full
 
 log = logging.getLogger(__name__)
@@ -37,8 +37,9 @@ def scan(model: nn.Module, example_inputs: Inputs | None = None, config: Convert
 
     Args:
         model: the network.
-        example_inputs: a clip batch (N, C, T, H, W), or a sequence of positional arguments. Without, the zoo's
-            clip size for a network of the zoo, else the first usual clip size that the network runs on.
+        example_inputs: a clip batch (N, C, T, H, W), or a list of them for a network that takes a list; a tuple is
+            several positional arguments. Without, the zoo's clip size for a network of the zoo, else the first usual
+            clip size that the network runs on.
         config: what may be converted; the default `ConvertConfig()`.
 
     Returns:
@@ -105,8 +106,7 @@ def apply_plan(
 ) -> fx.GraphModule:
     """Carry out `plan` on a traced network; `gm` itself is not changed."""
     dynamic = run_passes(gm, pipeline(config, plan))
-    for node in dynamic.graph.nodes:
-        node.meta.clear()  # shapes of the example; they need not hold for what comes
+    forget_shapes(dynamic)
     dynamic.meta[CONVERSION] = Conversion(config=config, plan=plan, source=source)
     setattr(dynamic, CONVERSION, dynamic.meta[CONVERSION])
     return dynamic
@@ -139,28 +139,45 @@ def _convertible(model: nn.Module) -> nn.Module:
 
 
 def _look(own: nn.Module, example_inputs: Inputs | None, config: ConvertConfig) -> tuple[fx.GraphModule, Plan]:
-    gm = trace(own)
-    if example_inputs is None:
-        shape, is_guess = _known_shape(gm, own)
-    else:
+    known = _zoo_inputs(own) if example_inputs is None else example_inputs
+    nesting = () if known is None else nesting_of(as_args(known))
+    gm = trace(own, nesting)
+    shape, is_guess = None if known is None else _shape_of(known), False
+    if example_inputs is not None:
         measure_shapes(gm, example_inputs)
-        shape, is_guess = _shape_of(example_inputs), False
-    return gm, make_plan(gm, config=config, input_shape=shape, input_is_guess=is_guess)
+    elif known is None or not _runs_on(gm, known):
+        shape, is_guess = guess_shapes(gm), True
+    plan = make_plan(
+        gm,
+        config=config,
+        input_shape=shape,
+        input_is_guess=is_guess,
+        nesting=nesting,
+    )
+    return gm, plan
 
 
-def _known_shape(gm: fx.GraphModule, own: nn.Module) -> tuple[tuple[int, ...] | None, bool]:
+def _zoo_inputs(own: nn.Module) -> Inputs | None:
+    """What the zoo says that a network of its takes, on the device and in the dtype of `own`."""
     source = getattr(own, "vared2_source", None)
-    if source is not None:
-        try:
-            like = next(own.parameters())
-            clips = tree_map_only(Tensor, lambda x: x.to(like), zoo.spec(source["name"]).example_inputs())
-            measure_shapes(gm, clips)
-            return _shape_of(clips), False
-        except (ZooError, ConvertError):
-            log.info("%s does not run on the zoo's clip size", source["name"])
-    return guess_shapes(gm), True
+    if source is None:
+        return None
+    try:
+        like = next(own.parameters())
+        inputs: Inputs = tree_map_only(Tensor, lambda x: x.to(like), zoo.spec(source["name"]).example_inputs())
+        return inputs
+    except ZooError:
+        return None
+
+
+def _runs_on(gm: fx.GraphModule, inputs: Inputs) -> bool:
+    try:
+        measure_shapes(gm, inputs)
+        return True
+    except ConvertError:
+        log.info("%s does not run on the zoo's clip size", type(gm).__name__)
+        return False
 
 
 def _shape_of(example_inputs: Inputs) -> tuple[int, ...]:
-    first = next((x for x in tree_leaves(example_inputs) if isinstance(x, Tensor)), torch.empty(1))
-    return tuple(first.shape)
+    return tuple(clips_of(example_inputs).shape)

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import fx, nn
 
@@ -12,6 +13,8 @@ from vared2_fx.errors import ConvertError
 from vared2_fx.layers import ChoiceGrid, ConvGeometry
 from vared2_fx.passes.regions import Reason, Site, conv_sites, why_not
 from vared2_fx.passes.shapes import total_macs
+from vared2_fx.passes.trace import UNTRACED
+from vared2_fx.passes.untraced import Untraced, together
 from vared2_fx.tables import by, percent, si, text_table
 
 
@@ -51,6 +54,10 @@ class Plan:
     """The caller gave no example inputs: `input_shape` is a usual size that the network runs on."""
     macs: int | None
     """Multiply-adds per clip of the whole network, convolutions and matrix products."""
+    untraced: tuple[Untraced, ...] = ()
+    """Modules that torch.fx could not follow. Each runs its own code; the convolutions inside convert on their own."""
+    nesting: tuple[Any, ...] = ()
+    """How lists and dicts lie in each other in the arguments that the network was traced for; see `nesting_of`."""
 
     @property
     def converted(self) -> tuple[PlanEntry, ...]:
@@ -80,6 +87,7 @@ class Plan:
         columns = ("layer", "operation", ">output", ">MACs", "choices")
         reasons = {entry.reason: entry.detail for entry in self.skipped}
         notes = [f"static, {code}: {detail}" for code, detail in sorted(reasons.items())]
+        notes += [f"not followed: {text}" for text in together(self.untraced)]
         return "\n".join([head, text_table(columns, rows), *notes])
 
 
@@ -89,6 +97,7 @@ def make_plan(
     config: ConvertConfig,
     input_shape: tuple[int, ...] | None = None,
     input_is_guess: bool = False,
+    nesting: tuple[Any, ...] = (),
 ) -> Plan:
     """Decide for every convolution of a traced (and, where possible, measured) network.
 
@@ -106,6 +115,8 @@ def make_plan(
         input_shape=input_shape,
         input_is_guess=input_is_guess,
         macs=network,
+        untraced=gm.meta.get(UNTRACED, ()),
+        nesting=nesting,
     )
 
 

@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 
 from vared2_fx.errors import ConvertError
 from vared2_fx.layers import ConvGeometry
+from vared2_fx.passes.leaves import inner_calls
 from vared2_fx.passes.trace import CONVOLUTIONS, calls, module_of
 
 Reason = Literal[
@@ -41,11 +42,14 @@ class Site:
 
 
 def conv_sites(gm: fx.GraphModule) -> tuple[Site, ...]:
-    """Every 3D convolution that the graph calls, in order of first call."""
-    found: dict[str, list[fx.Node]] = {}
-    for node in calls(gm, CONVOLUTIONS):
-        found.setdefault(str(node.target), []).append(node)
-    return tuple(Site(path, module_of(gm, nodes[0]), tuple(nodes)) for path, nodes in found.items())
+    """Every 3D convolution that the graph calls, or a leaf may call, in order of first call."""
+    found: dict[str, tuple[nn.Module, list[fx.Node]]] = {}
+    for node in calls(gm, nn.Module):
+        if isinstance(module_of(gm, node), CONVOLUTIONS):
+            found.setdefault(str(node.target), (module_of(gm, node), []))[1].append(node)
+        for path, module, nodes in inner_calls(gm, node):
+            found.setdefault(path, (module, []))[1].extend(nodes)
+    return tuple(Site(path, module, tuple(nodes)) for path, (module, nodes) in found.items())
 
 
 def why_not(site: Site) -> tuple[Reason, str] | None:

@@ -156,6 +156,8 @@ class Collector:
         for operation in costs.operations:
             counts = self.out.layers.setdefault(operation.path, LayerCounts())
             grid, cheap_macs = self.grids.get(operation.path), costs.cheap_macs.get(operation.path)
+            if cheap_macs is not None and operation.path not in fetched:
+                continue  # a region in a branch that this batch did not take
             for n, clip in enumerate(of_clips):
                 cost = _ClipCost(operation.macs, operation.macs)
                 if grid is not None and cheap_macs is not None:
