@@ -384,8 +384,14 @@ class Branching(Net):
 REFUSED = {
     "hooks": (hooked_net, "TinyNet itself carries hooks, which would be lost; set them on the result"),
     "control flow": (Branching, r"cannot follow the whole network \(Branching, .*test_convert.py:\d+\)"),
-    "no convolution": (lambda: nn.Sequential(nn.ReLU()), "0 3D convolutions, none at all"),
-    "nothing left": (lambda: nn.Sequential(nn.Conv3d(3, 4, 1)), r"few_channels \(fewer than min_channels=8"),
+    "no convolution": (
+        lambda: nn.Sequential(nn.ReLU()),
+        "nothing worth converting in Sequential, because it has no 3D",
+    ),
+    "nothing left": (
+        lambda: nn.Sequential(nn.Conv3d(3, 4, 1)),
+        r"because fewer than min_channels=8 .* \(few_channels\)",
+    ),
     "data parallel": (lambda: nn.DataParallel(Net()), "DataParallel is a wrapper; .* model.module"),
     "compiled": (lambda: torch.compile(Net()), "OptimizedModule is a wrapper; .* model._orig_mod"),
     "scripted": (lambda: torch.jit.script(Net()), "a compiled program; convert the network that it was made from"),

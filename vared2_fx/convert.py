@@ -76,10 +76,9 @@ def convert(
     own = copy_model(_convertible(model))
     gm, plan = _look(own, example_inputs, config)
     if not plan.converted:
-        reasons = sorted({f"{entry.reason} ({entry.detail})" for entry in plan.skipped})
         raise ConvertError(
-            f"convert: nothing to convert in {plan.network}: {len(plan.entries)} 3D convolutions, "
-            f"{'; '.join(reasons) or 'none at all'}. `scan(model)` lists them."
+            f"convert: nothing worth converting in {plan.network}, because {plan.why_nothing}. `scan(model)` lists its "
+            f"{len(plan.entries)} 3D convolutions."
         )
     dynamic = apply_plan(gm, plan, config, getattr(own, "vared2_source", None))
     if example_inputs is not None:

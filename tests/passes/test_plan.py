@@ -1,5 +1,7 @@
 """Plans: every convolution has its reason, every pattern its match."""
 
+import re
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -123,7 +125,21 @@ def test_reasons(case):
 
 
 def test_every_reason_has_a_case():
-    assert {reason for reason, *_ in CASES.values()} == set(get_args(Reason))
+    assert {reason for reason, *_ in CASES.values()} | {"not_worth_it"} == set(get_args(Reason))
+
+
+def test_a_network_with_little_to_convert_stays_as_it_is():
+    model, config = with_b(nn.Conv3d(8, 8, 1)), ConvertConfig(exclude=("a",), min_total_share=0.2)
+    plan = vr.scan(model, CLIP, config)
+    assert [entry.reason for entry in plan.entries] == ["excluded", "not_worth_it"]
+    said = (
+        r"all that could convert does 8\.9 % of the network's multiply-adds, less than min_total_share=0\.2 \(not_worth"
+    )
+    assert re.search(f"Nothing worth converting, because {said}", str(plan))
+    with pytest.raises(ConvertError, match=f"nothing worth converting in Net, because {said}"):
+        vr.convert(model, CLIP, config)
+    assert vr.scan(model, CLIP, replace(config, min_total_share=0.08)).converted
+    assert vr.scan(model, config=config).input_is_guess
 
 
 def test_entries_hold_the_numbers():

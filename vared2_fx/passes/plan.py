@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -69,6 +69,16 @@ class Plan:
         """The entries that stay static."""
         return tuple(entry for entry in self.entries if not entry.converts)
 
+    @property
+    def why_nothing(self) -> str:
+        """Why nothing converts, in words; empty where something does."""
+        if self.converted:
+            return ""
+        order = ("not_worth_it", *sorted({entry.reason for entry in self.skipped} - {"not_worth_it"}))
+        details = {entry.reason: entry.detail for entry in self.skipped}
+        reasons = "; ".join(f"{details[reason]} ({reason})" for reason in order if reason in details)
+        return reasons or "it has no 3D convolution"
+
     def __str__(self) -> str:
         """A table of every convolution, fit for 100 columns."""
         rows = []
@@ -84,6 +94,8 @@ class Plan:
             inside = sum(entry.macs or 0 for entry in self.converted)
             head += f", {percent(inside / max(1, self.macs))} of {si(self.macs)}MACs"
             head += f"; {'guessed ' if self.input_is_guess else ''}input {by(self.input_shape)}"
+        if not self.converted:
+            head += f". Nothing worth converting, because {self.why_nothing}"
         columns = ("layer", "operation", ">output", ">MACs", "choices")
         reasons = {entry.reason: entry.detail for entry in self.skipped}
         notes = [f"static, {code}: {detail}" for code, detail in sorted(reasons.items())]
@@ -111,13 +123,26 @@ def make_plan(
     network = total_macs(gm) // batch if input_shape else None
     return Plan(
         network=type(gm).__name__,
-        entries=tuple(_entry(site, config, network, batch) for site in sites),
+        entries=_worth_it(tuple(_entry(site, config, network, batch) for site in sites), config, network),
         input_shape=input_shape,
         input_is_guess=input_is_guess,
         macs=network,
         untraced=gm.meta.get(UNTRACED, ()),
         nesting=nesting,
     )
+
+
+def _worth_it(entries: tuple[PlanEntry, ...], config: ConvertConfig, network: int | None) -> tuple[PlanEntry, ...]:
+    """`entries`, or none converted where that would concern too little of the network."""
+    inside = sum(entry.macs or 0 for entry in entries if entry.converts)
+    if not network or inside >= config.min_total_share * network:
+        return entries
+    detail = (
+        f"all that could convert does {percent(inside / network)} of the network's multiply-adds, "
+        f"less than min_total_share={config.min_total_share:g}"
+    )
+    static = {"reason": "not_worth_it", "detail": detail, "grid": ChoiceGrid((1,), (1.0,))}
+    return tuple(replace(entry, **static) if entry.converts else entry for entry in entries)  # type: ignore[arg-type]
 
 
 def matches(path: str, patterns: Iterable[str]) -> bool:

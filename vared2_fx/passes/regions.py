@@ -23,6 +23,7 @@ Reason = Literal[
     "few_macs",
     "hooks",
     "no_choice",
+    "not_worth_it",
     "padding",
     "parametrized",
     "read_elsewhere",

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from vared2_fx.batches import Batch, check_labels, read_batch
 from vared2_fx.errors import ReportError
 from vared2_fx.layers import Choice, Decision
+from vared2_fx.packing import packer
 from vared2_fx.passes.rewrite import regions, with_decisions
 from vared2_fx.policy.statistics import computed_choices, computed_macs
 from vared2_fx.report.numbers import ClipReport, PerClip
@@ -107,7 +108,7 @@ class Collector:
     def __init__(self, dynamic: fx.GraphModule, *, num_samples: int, use_labels: bool = True) -> None:
         """Count for `dynamic`, and pick `num_samples` clips for timing."""
         self._use_labels = use_labels
-        self.dynamic, self.observed = dynamic, with_decisions(dynamic)
+        self.dynamic, self.observed, self.pack = dynamic, with_decisions(dynamic), packer(dynamic, boxes=True)
         self.grids = {path: region.grid for path, region in regions(dynamic).items()}
         self.like = next(dynamic.parameters())
         self.out = Collected()
@@ -128,8 +129,8 @@ class Collector:
         video = batch.video
         shape = tuple(video.shape[1:])
         if shape not in self.out.profiles:
-            self.out.profiles[shape] = profile(self.dynamic, video[:1])
-        output, decisions = self.observed(video)
+            self.out.profiles[shape] = profile(self.dynamic, self.pack(video[:1]))
+        output, decisions = self.observed(*self.pack(video))
         _check_finite(output, len(self.out.clips), batch)
         macs = self._count(decisions, self.out.profiles[shape], len(video))
         self.out.shapes[shape] += len(video)

@@ -7,12 +7,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from vared2_fx.layers import FULL, Choice, DynamicConv
 from vared2_fx.passes.leaves import inner_calls
 from vared2_fx.passes.rewrite import regions
-from vared2_fx.passes.shapes import measure_shapes
+from vared2_fx.passes.shapes import Inputs, measure_shapes
 from vared2_fx.passes.trace import fork
 from vared2_fx.policy.fix import specialize
 
@@ -63,12 +63,12 @@ class Profile:
     """For each region that ran, what its choices cost beyond the convolution."""
 
 
-def profile(dynamic: fx.GraphModule, clip: Tensor) -> Profile:
+def profile(dynamic: fx.GraphModule, clip: Inputs) -> Profile:
     """Measure `dynamic` with every region in full and without gates: the original network.
 
     Args:
         dynamic: a converted network.
-        clip: (1, C, T, H, W), for its shape, dtype and device.
+        clip: one clip, (1, C, T, H, W) or what the network takes for it; for its shape, dtype and device.
 
     Raises:
         ConvertError: the network does not run on such a clip.

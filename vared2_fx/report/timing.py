@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from vared2_fx.layers import FULL, DynamicConv
+from vared2_fx.packing import packer
 from vared2_fx.passes.leaves import inner_regions
 from vared2_fx.passes.shapes import Interpreter
 from vared2_fx.policy.fix import specialize
@@ -47,10 +48,11 @@ def measure(dynamic: fx.GraphModule, clips: Iterable[Tensor], *, repeats: int) -
         The whole network's, and each region's by path.
     """
     static, whole = specialize(dynamic, {"*": FULL}), Samples()
-    stops = _Stops(dynamic, repeats)
+    stops, pack = _Stops(dynamic, repeats), packer(dynamic, boxes=True)
     for clip in clips:
-        _in_turns(whole, partial(static, clip), partial(dynamic, clip), repeats, clip.device)
-        stops.run(clip)
+        args = pack(clip)
+        _in_turns(whole, partial(static, *args), partial(dynamic, *args), repeats, clip.device)
+        stops.run(*args)
     return whole.timing(), {path: samples.timing() for path, samples in stops.samples.items()}
 
 
