@@ -72,8 +72,8 @@ def make_clip(*shape: int, seed: int = 0, **options: object) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(**options)
 
 
-def randomise_norms(model: nn.Module, clip: Tensor, seed: int = 0) -> nn.Module:
-    """Give every norm random weights and statistics, near enough to those of `clip` that activations stay sane."""
+def randomise_norms(model: nn.Module, *inputs: object, seed: int = 0) -> nn.Module:
+    """Give every norm random weights and statistics, near enough to those of `inputs` that activations stay sane."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(like: Tensor, low: float, high: float) -> Tensor:
@@ -91,7 +91,7 @@ def randomise_norms(model: nn.Module, clip: Tensor, seed: int = 0) -> nn.Module:
     hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
     try:
         with torch.no_grad():
-            model.eval()(clip)
+            model.eval()(*inputs)
     finally:
         for hook in hooks:
             hook.remove()

@@ -94,11 +94,10 @@ class Plan:
             inside = sum(entry.macs or 0 for entry in self.converted)
             head += f", {percent(inside / max(1, self.macs))} of {si(self.macs)}MACs"
             head += f"; {'guessed ' if self.input_is_guess else ''}input {by(self.input_shape)}"
-        if not self.converted:
-            head += f". Nothing worth converting, because {self.why_nothing}"
         columns = ("layer", "operation", ">output", ">MACs", "choices")
         reasons = {entry.reason: entry.detail for entry in self.skipped}
         notes = [f"static, {code}: {detail}" for code, detail in sorted(reasons.items())]
+        notes += [] if self.converted else [f"Nothing worth converting, because {self.why_nothing}."]
         notes += [f"not followed: {text}" for text in together(self.untraced)]
         return "\n".join([head, text_table(columns, rows), *notes])
 
