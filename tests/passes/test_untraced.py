@@ -171,6 +171,11 @@ def test_called_twice_inside_is_exact_and_counted_where_no_run_could_show_it():
     assert torch.equal(dynamic(CLIP), model(CLIP))
     _, decisions = with_decisions(dynamic)(CLIP)
     assert {"block.conv", "block.conv (call 2)"} <= decisions.keys()
+    report = vr.report(dynamic, CLIP, timing=False, progress=False)
+    (row,) = [layer for layer in report.layers if layer.path == "block.conv"]
+    assert row.dense_macs.mean == 2 * 8 * 8 * 27 * 6 * 64
+    assert row.computed_macs.mean == row.dense_macs.mean + row.gate_macs.mean
+    assert report.totals.computed_macs.mean == clip_macs(decisions, dense_macs(dynamic, CLIP)).float().mean()
 
 
 @pytest.mark.parametrize("kind", CASES)

@@ -18,6 +18,7 @@ from vared2_fx.layers import ConvVariant, Decision, DynamicConv, SelfGated, reco
 WHOLE = "whole_network"
 """Target of the one leaf of a network whose own forward function cannot be followed; no part of any path."""
 
+_CALL = " (call "
 _UNITS = (nn.Conv3d, nn.ConvTranspose3d, ConvVariant, DynamicConv, SelfGated)
 
 
@@ -118,10 +119,15 @@ def run_recorded(leaf: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
     decisions: dict[str, Decision] = {}
     for region, decision in found:
         path, number = paths[region], 1
-        while (name := path if number == 1 else f"{path} (call {number})") in decisions:
+        while (name := path if number == 1 else f"{path}{_CALL}{number})") in decisions:
             number += 1
         decisions[name] = decision
     return output, decisions
+
+
+def called_path(name: str) -> str:
+    """Path of the convolution whose decision `run_recorded` gave under `name`."""
+    return name.partition(_CALL)[0]
 
 
 @contextmanager

@@ -103,7 +103,8 @@ def measure_shapes(gm: fx.GraphModule, example_inputs: Inputs) -> fx.GraphModule
         sizes = ", ".join(map(str, shapes)) or "unknown"
         raise ConvertError(
             f"shapes: the network does not run on example inputs of shape {sizes}: {_first_line(exc)}. "
-            "Pass example_inputs of the shape that it is used with, (N, 3, T, H, W) for most."
+            "Pass example_inputs of the shape that it is used with, (N, 3, T, H, W) for most; a list of tensors is one "
+            "argument, a tuple several."
         ) from exc
     return gm
 

@@ -17,6 +17,7 @@ from vared2_fx.batches import Batch, check_labels, read_batch
 from vared2_fx.errors import ReportError
 from vared2_fx.layers import Choice, Decision
 from vared2_fx.packing import packer
+from vared2_fx.passes.leaves import called_path
 from vared2_fx.passes.rewrite import regions, with_decisions
 from vared2_fx.policy.statistics import computed_choices, computed_macs
 from vared2_fx.report.numbers import ClipReport, PerClip
@@ -183,13 +184,23 @@ class Collector:
 
 
 def _fetch(decisions: Mapping[str, Decision]) -> dict[str, tuple[list[int], list[list[int]], int]]:
-    """Each region's multiply-adds (N,), choices (N, 2) and gate cost, fetched from the device in three pieces."""
+    """Each region's multiply-adds (N,), choices (N, 2) and gate cost, fetched from the device in three pieces.
+
+    Of a region that a leaf called more than once: the sums, and what the first call decided.
+    """
     values = list(decisions.values())
     computed = torch.stack([computed_macs(decision) for decision in values])
     choices = torch.stack([computed_choices(decision) for decision in values])
     gates = torch.stack([decision.gate_macs for decision in values])
     rows = zip(computed.tolist(), choices.tolist(), gates.tolist(), strict=True)
-    return dict(zip(decisions, rows, strict=True))
+    fetched: dict[str, tuple[list[int], list[list[int]], int]] = {}
+    for name, (spent, index, gate) in zip(decisions, rows, strict=True):
+        path = called_path(name)
+        if path in fetched:
+            before, index, gate_before = fetched[path]
+            spent, gate = [a + b for a, b in zip(before, spent, strict=True)], gate + gate_before
+        fetched[path] = spent, index, gate
+    return fetched
 
 
 def _is_scores(output: Any, num_clips: int) -> bool:
