@@ -110,13 +110,13 @@ def page(results: dict[str, Any]) -> str:
         rows.append("| " + " | ".join((*cells, reach, largest)) + " |")
         if row["why_nothing"]:
             nothing.append(f"- `{name}`: {row['why_nothing']}.")
-    versions = results["machine"]
+    used = ", ".join(f"{name} {results['machine'][name]}" for name in ("torch", "torchvision", "pytorchvideo"))
     return "\n".join(
         [
             "# Networks",
             "",
             "Every network of the zoo, converted with `vr.convert(model)`. Made by `benchmarks/networks_table.py`",
-            f"({', '.join(f'{name} {versions[name]}' for name in ('torch', 'torchvision', 'pytorchvideo'))}); raw results",
+            f"({used}); raw results",
             "are in `benchmarks/results/networks.json`, and tests hold the page against the code.",
             "",
             "- *traces*: whether torch.fx follows it; a module that it cannot follow keeps its own code.",

@@ -12,6 +12,7 @@ from vared2_fx import zoo
 from vared2_fx.config import ConvertConfig
 from vared2_fx.errors import ConvertError, ZooError
 from vared2_fx.layers import ConvVariant, DynamicConv
+from vared2_fx.modes import evaluating
 from vared2_fx.passes.check import check
 from vared2_fx.passes.pipeline import pipeline, run_passes
 from vared2_fx.passes.plan import Plan, make_plan
@@ -20,6 +21,9 @@ from vared2_fx.passes.trace import CONVERSION, copy_model, forget_shapes, nestin
 from vared2_fx.policy.fix import full
 
 log = logging.getLogger(__name__)
+
+_SMALL_CLIPS = ((5, 32), (8, 64), (16, 112))
+"""(frames, pixels)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +62,8 @@ def convert(
 ) -> fx.GraphModule:
     """Make a network that decides, for each clip, which frames and channels to compute.
 
-    Until it is trained it computes what `model` computes. With example inputs that is checked on them.
+    Until it is trained it computes what `model` computes. With example inputs that is checked on them; where torch.fx
+    could not follow a part of the network also without, on a small made-up clip, if one fits.
 
     Args:
         model: the network; not changed, in no way, also when this raises.
@@ -81,10 +86,11 @@ def convert(
             f"{len(plan.entries)} 3D convolutions."
         )
     dynamic = apply_plan(gm, plan, config, getattr(own, "vared2_source", None))
-    if example_inputs is not None:
+    inputs = _small_clip(own) if example_inputs is None and plan.untraced else example_inputs
+    if inputs is not None:
         exact = config.gate != "soft_modulation" or config.normalize
         with nullcontext() if exact else full(dynamic):
-            log.info("check: largest difference %.1e of the largest output", check(own, dynamic, example_inputs))
+            log.info("check: largest difference %.1e of the largest output", check(own, dynamic, inputs))
     return dynamic
 
 
@@ -167,6 +173,22 @@ def _zoo_inputs(own: nn.Module) -> Inputs | None:
         return inputs
     except ZooError:
         return None
+
+
+def _small_clip(own: nn.Module) -> Tensor | None:
+    """A made-up clip that `own` runs on, to check a network that could not be followed; None where none fits."""
+    conv = next(module for module in own.modules() if isinstance(module, nn.Conv3d))
+    for frames, pixels in _SMALL_CLIPS:
+        shape = (1, conv.in_channels, frames, pixels, pixels)
+        clip = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(conv.weight)
+        try:
+            with evaluating(own):
+                own(clip)
+            return clip
+        except Exception:
+            continue
+    log.warning("%s: not checked, as it runs on no small clip; pass example_inputs", type(own).__name__)
+    return None
 
 
 def _runs_on(gm: fx.GraphModule, inputs: Inputs) -> bool:

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -362,6 +363,33 @@ def test_one_convolution_under_two_names_inside():
     dynamic = vr.convert(model, CLIP)
     assert torch.equal(dynamic(CLIP), model(CLIP))
     assert {"block.conv", "block.child.0"} <= with_decisions(dynamic)(CLIP)[1].keys()
+
+
+class AsksForTheClass(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if isinstance(self.conv, nn.Conv3d) else -y
+
+
+@pytest.mark.parametrize("inputs", [CLIP, None], ids=["with inputs", "without"])
+def test_code_that_would_do_something_else_after_conversion_is_found(inputs):
+    model = made(InTheMiddle)
+    model.block = made(AsksForTheClass)
+    with pytest.raises(ConvertError, match=r"check: .* differs from the original's .* first in what `block` gives"):
+        vr.convert(model, inputs)
+    config = ConvertConfig(exclude=("block.conv",))
+    assert torch.equal(vr.convert(model, inputs, config)(CLIP), model(CLIP))
+
+
+def test_threads_record_their_own_decisions():
+    observed = with_decisions(randomise_gates(vr.convert(made(InTheMiddle), CLIP), CLIP))
+    clips = [CLIP, CLIP + 1e5, CLIP[:1], -CLIP]
+    expected = [observed(clip)[1] for clip in clips]
+    with ThreadPoolExecutor(len(clips)) as pool:
+        for _ in range(5):
+            for (_, found), right in zip(pool.map(observed, clips), expected, strict=True):
+                assert found.keys() == right.keys()
+                assert all(torch.equal(found[path].weights, right[path].weights) for path in right)
 
 
 class TakesAnything(Net):
