@@ -1,7 +1,6 @@
 """Plans: every convolution has its reason, every pattern its match."""
 
 import re
-from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -129,15 +128,20 @@ def test_every_reason_has_a_case():
 
 
 def test_a_network_with_little_to_convert_stays_as_it_is():
-    model, config = with_b(nn.Conv3d(8, 8, 1)), ConvertConfig(exclude=("a",), min_total_share=0.2)
-    plan = vr.scan(model, CLIP, config)
-    assert [entry.reason for entry in plan.entries] == ["excluded", "not_worth_it"]
-    said = r"all that could convert does 9\.0 % of the network's multiply-adds, less than min_total_share=0\.2"
+    model = nn.Sequential(nn.Conv3d(3, 8, 1), nn.Flatten(), nn.Linear(8 * 512, 64)).eval()
+    (entry,) = (plan := vr.scan(model, CLIP)).entries
+    assert (entry.reason, entry.macs, plan.macs) == ("not_worth_it", 24 * 512, 24 * 512 + 8 * 512 * 64)
+    said = r"all that could convert does 4\.5 % of the network's multiply-adds, less than min_total_share=0\.05"
     assert re.search(f"Nothing worth converting, because {said}", str(plan))
-    with pytest.raises(ConvertError, match=f"nothing worth converting in Net, because {said}"):
-        vr.convert(model, CLIP, config)
-    assert vr.scan(model, CLIP, replace(config, min_total_share=0.08)).converted
-    assert vr.scan(model, config=config).input_is_guess
+    with pytest.raises(ConvertError, match=f"nothing worth converting in Sequential, because {said}"):
+        vr.convert(model, CLIP)
+    assert vr.scan(model, CLIP, ConvertConfig(min_total_share=0.04)).converted
+    assert vr.scan(model).converted, "without shapes nothing is known of shares"
+
+
+def test_few_layers_chosen_from_many_are_worth_it():
+    plan = vr.scan(with_b(nn.Conv3d(8, 8, 1)), CLIP, ConvertConfig(exclude=("a",), min_total_share=0.5))
+    assert [entry.path for entry in plan.converted] == ["b"]
 
 
 def test_entries_hold_the_numbers():

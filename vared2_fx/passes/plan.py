@@ -132,8 +132,8 @@ def make_plan(
 
 
 def _worth_it(entries: tuple[PlanEntry, ...], config: ConvertConfig, network: int | None) -> tuple[PlanEntry, ...]:
-    """`entries`, or none converted where that would concern too little of the network."""
-    inside = sum(entry.macs or 0 for entry in entries if entry.converts)
+    """`entries`, or none converted where too little of the network could convert, whatever the user kept out of it."""
+    inside = sum(entry.macs or 0 for entry in entries if entry.converts or entry.reason == "excluded")
     if not network or inside >= config.min_total_share * network:
         return entries
     detail = (
