@@ -19,6 +19,7 @@ from vared2_fx.description import describe, read_conversion, read_description, t
 from vared2_fx.errors import CheckpointError, ZooError
 from vared2_fx.passes.decisions import without_decisions
 from vared2_fx.passes.fingerprint import difference, fingerprint
+from vared2_fx.passes.plan import Plan
 from vared2_fx.passes.rewrite import regions
 from vared2_fx.passes.trace import copy_model, trace
 from vared2_fx.wrappers import unwrapped, without_prefixes
@@ -98,7 +99,7 @@ def load(folder: str | Path, base: nn.Module | None = None) -> fx.GraphModule:
     try:
         if base is None:
             base = zoo.load(str(source["name"]), num_classes=source["num_classes"])  # type: ignore[index,arg-type]
-        dynamic = apply_plan(trace(copy_model(unwrapped(base))), made.plan, made.config, source)
+        dynamic = apply_plan(_trace_again(unwrapped(base), made.plan), made.plan, made.config, source)
         if (differs := difference(document["graph"], fingerprint(dynamic))) is not None:
             raise CheckpointError(differs)
         state = without_prefixes(state, dynamic.state_dict())
@@ -148,6 +149,11 @@ def load_weights(dynamic: T, state: Mapping[str, Any]) -> T:
         )
     network.load_state_dict(given, strict=True)
     return dynamic
+
+
+def _trace_again(base: nn.Module, plan: Plan) -> fx.GraphModule:
+    """Trace as when `plan` was made, what could not be followed then included."""
+    return trace(copy_model(base), plan.nesting, untraced=plan.untraced)
 
 
 def _write(folder: Path, document: dict[str, Any], state: dict[str, Tensor]) -> None:

@@ -79,6 +79,10 @@ class ConvertConfig:
     min_macs_share: float = 0.001
     """Keep convolutions below this share of the network's multiply-adds static (as above)."""
 
+    min_total_share: float = 0.05
+    """Keep the whole network static where all that could convert is below this share of its multiply-adds together,
+    as in transformers, whose 3D convolutions cut patches and pool (as above)."""
+
     def __post_init__(self) -> None:
         _one_of("ConvertConfig: granularity", self.granularity, get_args(Granularity))
         _one_of("ConvertConfig: gate", self.gate, get_args(GateKind))

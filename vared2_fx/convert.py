@@ -6,25 +6,30 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from vared2_fx import zoo
 from vared2_fx.config import ConvertConfig, read_target
 from vared2_fx.errors import ConvertError, ZooError
 from vared2_fx.layers import ConvVariant, DynamicConv
+from vared2_fx.modes import evaluating, unchanged
 from vared2_fx.passes.check import check
-from vared2_fx.passes.hooks import has_hooks, no_hook_lost
+from vared2_fx.passes.hooks import has_hooks, no_hook_lost, watched_hooks
+from vared2_fx.passes.nesting import nesting_of
 from vared2_fx.passes.pipeline import pipeline, run_passes
 from vared2_fx.passes.plan import Plan, make_plan
 from vared2_fx.passes.reach import check_target
-from vared2_fx.passes.shapes import Inputs, as_args, guess_shapes, measure_shapes
-from vared2_fx.passes.trace import CONVERSION, copy_model, trace
+from vared2_fx.passes.shapes import Inputs, as_args, clips_of, guess_shapes, measure_shapes
+from vared2_fx.passes.trace import CONVERSION, copy_model, forget_shapes, trace
 from vared2_fx.policy.fix import full
 from vared2_fx.wrappers import inner_name, unwrapped
 
 log = logging.getLogger(__name__)
 
 _OF_GRAPH_MODULES = {name for name in dir(fx.GraphModule) if name not in dir(nn.Module)} | {"meta", "forward"}
+
+_SMALL_CLIPS = ((5, 32), (8, 64), (16, 112))
+"""(frames, pixels)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,8 +53,9 @@ def scan(
 
     Args:
         model: the network.
-        example_inputs: a clip batch (N, C, T, H, W), or a sequence of positional arguments. Without, the zoo's
-            clip size for a network of the zoo, else the first usual clip size that the network runs on.
+        example_inputs: a clip batch (N, C, T, H, W), or a list of them for a network that takes a list; a tuple is
+            several positional arguments. Without, the zoo's clip size for a network of the zoo, else the first usual
+            clip size that the network runs on.
         config: what may be converted; the default `ConvertConfig()`.
         target_macs: share of the multiply-adds that is to be reached, 0.65 or "65%"; None: any.
 
@@ -73,7 +79,8 @@ def convert(
 ) -> fx.GraphModule:
     """Make a network that decides, for each clip, which frames and channels to compute.
 
-    Until it is trained it computes what `model` computes. With example inputs that is checked on them.
+    Until it is trained it computes what `model` computes. With example inputs that is checked on them; where torch.fx
+    could not follow a part of the network also without, on a small made-up clip, if one fits.
 
     Args:
         model: the network; not changed, in no way, also when this raises.
@@ -91,16 +98,16 @@ def convert(
     own = copy_model(_convertible(model))
     gm, plan = _look(own, example_inputs, config)
     if not plan.converted:
-        reasons = sorted({f"{entry.reason} ({entry.detail})" for entry in plan.skipped})
         raise ConvertError(
-            f"convert: nothing to convert in {plan.network}: {len(plan.entries)} 3D convolutions, "
-            f"{'; '.join(reasons) or 'none at all'}. `scan(model)` lists them."
+            f"convert: nothing worth converting in {plan.network}, because {plan.why_nothing}. `scan(model)` lists its "
+            f"{len(plan.entries)} 3D convolutions."
         )
     dynamic = apply_plan(gm, plan, config, getattr(own, "vared2_source", None))
-    if example_inputs is not None:
+    inputs = _small_clip(own) if example_inputs is None and plan.untraced else example_inputs
+    if inputs is not None:
         exact = config.gate != "soft_modulation" or config.normalize
         with nullcontext() if exact else full(dynamic):
-            log.info("check: largest difference %.1e of the largest output", check(own, dynamic, example_inputs))
+            log.info("check: largest difference %.1e of the largest output", check(own, dynamic, inputs))
     return dynamic
 
 
@@ -122,8 +129,7 @@ def apply_plan(
 ) -> fx.GraphModule:
     """Carry out `plan` on a traced network; `gm` itself is not changed."""
     dynamic = run_passes(gm, pipeline(config, plan))
-    for node in dynamic.graph.nodes:
-        node.meta.clear()  # shapes of the example; they need not hold for what comes
+    forget_shapes(dynamic)
     kept = replace(config, filter=None)  # the plan holds what it chose
     dynamic.meta[CONVERSION] = Conversion(config=kept, plan=plan, source=source)
     setattr(dynamic, CONVERSION, dynamic.meta[CONVERSION])
@@ -179,44 +185,64 @@ def _convertible(model: nn.Module) -> nn.Module:
 
 
 def _look(own: nn.Module, example_inputs: Inputs | None, config: ConvertConfig) -> tuple[fx.GraphModule, Plan]:
-    with no_hook_lost(own):
-        gm = trace(own)
-    _no_optional_input(gm, 0 if example_inputs is None else len(as_args(example_inputs)))
-    if example_inputs is None:
-        shape, is_guess = _known_shape(gm, own)
-    else:
+    known = _zoo_inputs(own) if example_inputs is None else example_inputs
+    args = () if known is None else as_args(known)
+    with watched_hooks(own) as seen:
+        gm = trace(own, nesting_of(args), num_given=len(args))
+    no_hook_lost(gm, own, seen)
+    shape, is_guess = None if known is None else _shape_of(known), False
+    if example_inputs is not None:
         measure_shapes(gm, example_inputs)
-        shape, is_guess = _shape_of(example_inputs), False
-    return gm, make_plan(gm, config=config, source=own, input_shape=shape, input_is_guess=is_guess)
+    elif known is None or not _runs_on(gm, known):
+        shape, is_guess = guess_shapes(gm), True
+    plan = make_plan(
+        gm,
+        config=config,
+        source=own,
+        input_shape=shape,
+        input_is_guess=is_guess,
+        nesting=nesting_of(args),
+    )
+    return gm, plan
 
 
-def _no_optional_input(gm: fx.GraphModule, given: int) -> None:
-    """Refuse inputs that are None unless given: tracing takes what depends on that as if they were.
-
-    Raises:
-        ConvertError: the graph uses one that is not among the first `given`.
-    """
-    for node in gm.graph.find_nodes(op="placeholder")[given:]:
-        if node.args == (None,) and node.users:
-            raise ConvertError(
-                f"trace: `{node.target}` of {type(gm).__name__}.forward is None unless it is given, and a graph holds "
-                "only one of the two cases. Pass example_inputs with it, or a network around it that settles it."
-            )
-
-
-def _known_shape(gm: fx.GraphModule, own: nn.Module) -> tuple[tuple[int, ...] | None, bool]:
+def _zoo_inputs(own: nn.Module) -> Inputs | None:
+    """What the zoo says that a network of its takes, on the device and in the dtype of `own`."""
     source = getattr(own, "vared2_source", None)
-    if source is not None:
+    if source is None:
+        return None
+    try:
+        like = next(own.parameters())
+        inputs: Inputs = tree_map_only(Tensor, lambda x: x.to(like), zoo.spec(source["name"]).example_inputs())
+        return inputs
+    except ZooError:
+        return None
+
+
+def _small_clip(own: nn.Module) -> Tensor | None:
+    """A made-up clip that `own` runs on, to check a network that could not be followed; None where none fits."""
+    conv = next(module for module in own.modules() if isinstance(module, nn.Conv3d))
+    for frames, pixels in _SMALL_CLIPS:
+        shape = (1, conv.in_channels, frames, pixels, pixels)
+        clip = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(conv.weight)
         try:
-            like = next(own.parameters())
-            clips = tree_map_only(Tensor, lambda x: x.to(like), zoo.spec(source["name"]).example_inputs())
-            measure_shapes(gm, clips)
-            return _shape_of(clips), False
-        except (ZooError, ConvertError):
-            log.info("%s does not run on the zoo's clip size", source["name"])
-    return guess_shapes(gm), True
+            with unchanged(own), evaluating(own):
+                own(clip)
+            return clip
+        except Exception:
+            continue
+    log.warning("%s: not checked, as it runs on no small clip; pass example_inputs", type(own).__name__)
+    return None
+
+
+def _runs_on(gm: fx.GraphModule, inputs: Inputs) -> bool:
+    try:
+        measure_shapes(gm, inputs)
+        return True
+    except ConvertError:
+        log.info("%s does not run on the zoo's clip size", type(gm).__name__)
+        return False
 
 
 def _shape_of(example_inputs: Inputs) -> tuple[int, ...]:
-    first = next((x for x in tree_leaves(example_inputs) if isinstance(x, Tensor)), torch.empty(1))
-    return tuple(first.shape)
+    return tuple(clips_of(example_inputs).shape)

@@ -5,7 +5,7 @@ import json
 import math
 import re
 import types
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -13,6 +13,7 @@ from vared2_fx.config import ConvertConfig
 from vared2_fx.convert import Conversion
 from vared2_fx.errors import CheckpointError, ConvertError
 from vared2_fx.passes.fingerprint import Fingerprint
+from vared2_fx.passes.nesting import read_nesting
 from vared2_fx.passes.plan import Plan
 
 FORMAT_VERSION = 2
@@ -74,6 +75,7 @@ def read_conversion(path: Path, document: dict[str, Any]) -> Conversion:
     """
     try:
         config, plan = _as(ConvertConfig, document["config"], "config"), _as(Plan, document["plan"], "plan")
+        plan = replace(plan, nesting=read_nesting("plan.nesting", plan.nesting))
         for entry in plan.entries:
             ConvertConfig(frame_strides=entry.grid.frame_strides, channel_shares=entry.grid.channel_shares)
         source = _as(dict[str, Any] | None, document["source"], "source")
@@ -109,6 +111,8 @@ def _as(kind: Any, value: Any, where: str) -> Any:
                 return _as(option, value, where)
             except ConvertError:
                 continue
+    if kind is Any:
+        return value
     if origin is tuple and isinstance(value, list):
         return tuple(_as(get_args(kind)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):

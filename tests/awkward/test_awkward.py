@@ -13,7 +13,7 @@ from vared2_fx import ConvertConfig
 from vared2_fx.errors import ConvertError
 from vared2_fx.passes.rewrite import with_decisions
 
-CONFIG = ConvertConfig(min_macs_share=0.0)
+CONFIG = ConvertConfig(min_macs_share=0.0, min_total_share=0.0)
 CLIP = make_clip(2, 3, 6, 9, 8)
 OTHER_CLIPS = (make_clip(1, 3, 6, 9, 8, seed=1), make_clip(3, 3, 9, 8, 9, seed=2))
 
@@ -138,13 +138,11 @@ def test_exact_or_refused_in_words(name, untouched):
     ("make", "message"),
     [
         (structures.GraphNamed, "`graph`"),
-        (structures.OptionalMask, "`mask` of OptionalMask.forward is None unless it is given"),
-        (structures.Reassigning, "cannot follow Reassigning.forward .*it assigns the buffer `calls` anew"),
-        (lambda: nn.Sequential(nn.MaxPool3d(3)), "0 3D convolutions"),
+        (lambda: nn.Sequential(nn.MaxPool3d(3)), "it has no 3D convolution"),
         (lambda: nn.Sequential(nn.Conv3d(3, 8, 99)), "does not run on example inputs of shape"),
         (lambda: nn.Sequential(nn.Conv3d(5, 8, 1)), "does not run on example inputs of shape"),
-        (lambda: nn.Sequential(nn.Conv3d(3, 8, 1, padding_mode="reflect")), "nothing to convert .*padding"),
-        (nn.Sequential, "nothing to convert|0 3D convolutions"),
+        (lambda: nn.Sequential(nn.Conv3d(3, 8, 1, padding_mode="reflect")), "nothing worth converting .*padding"),
+        (nn.Sequential, "nothing worth converting in Sequential, because it has no 3D convolution"),
     ],
 )
 def test_refused_with_its_reason(make, message, untouched):
@@ -167,12 +165,38 @@ def test_buffers_are_read_when_it_runs(tmp_path):
         assert counting.calls == 3
 
 
-def test_an_optional_input_that_is_given(untouched):
+@pytest.mark.parametrize("inputs", [None, CLIP])
+def test_a_buffer_that_is_assigned_anew_counts_on(inputs, untouched, tmp_path):
+    """A graph does not hold that, so the network keeps its own code; what looks at it leaves no trace."""
+    model = structures.Reassigning().eval()
+    with untouched(model):
+        dynamic = vr.convert(model, inputs, CONFIG)
+    (where,) = vr.scan(model, inputs, CONFIG).untraced
+    assert where.path == ""
+    assert "assigns the buffer `calls` anew" in where.reason
+    loaded = vr.load(vr.save(dynamic, tmp_path), base=structures.Reassigning())
+    for network in (dynamic, loaded):
+        for _ in range(3):
+            assert torch.equal(network(CLIP), model(CLIP))
+        assert network.state_dict()["whole_network.calls"] == 3
+
+
+def test_an_optional_input(untouched, tmp_path):
     model, mask = structures.OptionalMask().eval(), torch.rand(2, 1, 6, 9, 8)
     for inputs in (None, CLIP):
-        with untouched(model), pytest.raises(ConvertError, match=r"`mask` of OptionalMask.forward is None"):
-            vr.convert(model, inputs)
-    assert torch.equal(vr.convert(model, (CLIP, mask))(CLIP, mask), model(CLIP, mask))
+        with untouched(model):
+            dynamic = vr.convert(model, inputs)
+        (where,) = vr.scan(model, inputs).untraced
+        assert "`mask` is None unless it is given" in where.reason
+        assert torch.equal(dynamic(CLIP), model(CLIP))
+        assert torch.equal(dynamic(CLIP, mask), model(CLIP, mask))
+        loaded = vr.load(vr.save(dynamic, tmp_path), base=model)
+        assert torch.equal(loaded(CLIP, mask), model(CLIP, mask))
+    dynamic = vr.convert(model, (CLIP, mask))
+    assert not vr.scan(model, (CLIP, mask)).untraced
+    loaded = vr.load(vr.save(dynamic, tmp_path), base=model)
+    for network in (dynamic, loaded):
+        assert torch.equal(network(CLIP, mask), model(CLIP, mask))
 
 
 def test_a_clip_of_one_frame():

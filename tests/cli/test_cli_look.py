@@ -64,6 +64,25 @@ def test_scan_with_a_target(run):
     assert "out of reach" in run("scan", "saved", "--target-macs", "0.01", code=2).stderr
 
 
+def test_scan_names_what_cannot_be_followed(run, folder):
+    words = ("scan", "mynets:branching", "--frames", "4", "--size", "16")
+    lines = (folder / "mynets.py").read_text().splitlines()
+    (where,) = json.loads(run(*words, "--json").stdout)["untraced"]
+    assert (where["path"], where["kind"], where["file"]) == ("0", "Branching", "mynets.py")
+    assert "x.sum() > 0" in lines[where["line"] - 1]
+    assert f"not followed: 0 (Branching, mynets.py:{where['line']}): TraceError" in run(*words).stdout
+    assert "0.conv" in run(*words).stdout
+
+
+def test_scan_of_networks_with_other_inputs(run):
+    plan = json.loads(run("scan", "slowfast_r50", "--size", "224", "--json").stdout)
+    assert plan["input_shape"] == [1, 3, 32, 224, 224]
+    assert plan["nesting"] == [["list", None, None]]
+    plan = json.loads(run("scan", "slow_r50_detection", "--json").stdout)
+    assert len([entry for entry in plan["entries"] if entry["reason"] == "convert"]) == 53
+    assert "Nothing worth converting, because all that could" in run("scan", "swin3d_t").stdout
+
+
 def test_scan_of_a_converted_network(run):
     run("convert", "vared2_demo", "--out", "saved", "--exclude", "stage3.*")
     result = run("scan", "saved", "--json")

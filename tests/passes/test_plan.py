@@ -1,5 +1,7 @@
 """Plans: their numbers, their choices, their text."""
 
+import re
+
 import pytest
 import torch
 from networks import CONVS, Net, TinyNet, make_clip, tiny_net
@@ -16,6 +18,25 @@ CLIP = make_clip(1, 3, 8, 8, 8)
 class CalledTwice(Net):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.b(self.b(self.a(x))).mean((2, 3, 4)))
+
+
+def test_a_network_with_little_to_convert_stays_as_it_is():
+    model = nn.Sequential(nn.Conv3d(3, 8, 1), nn.Flatten(), nn.Linear(8 * 512, 64)).eval()
+    (entry,) = (plan := vr.scan(model, CLIP)).entries
+    assert (entry.reason, entry.macs, plan.macs) == ("not_worth_it", 24 * 512, 24 * 512 + 8 * 512 * 64)
+    said = r"all that could convert does 4\.5 % of the network's multiply-adds, less than min_total_share=0\.05"
+    assert re.search(f"Nothing worth converting, because {said}", str(plan))
+    with pytest.raises(ConvertError, match=f"nothing worth converting in Sequential, because {said}"):
+        vr.convert(model, CLIP)
+    assert vr.scan(model, CLIP, ConvertConfig(min_total_share=0.04)).converted
+    assert vr.scan(model).converted, "without shapes nothing is known of shares"
+
+
+def test_few_layers_chosen_from_many_are_worth_it():
+    model = Net()
+    model.b = nn.Conv3d(8, 8, 1)
+    plan = vr.scan(model, CLIP, ConvertConfig(exclude=("a",), min_total_share=0.5))
+    assert [entry.path for entry in plan.converted] == ["b"]
 
 
 def test_entries_hold_the_numbers():

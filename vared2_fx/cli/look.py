@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vared2_fx import zoo as networks
-from vared2_fx.cli.inputs import example_clip
+from vared2_fx.cli.inputs import example_inputs
 from vared2_fx.cli.networks import open_network
 from vared2_fx.cli.options import (
     CHANNEL_SHARES,
@@ -90,7 +90,7 @@ def scan(
         config = convert_config(
             include=include, exclude=exclude, frame_strides=frame_strides, channel_shares=channel_shares
         )
-        plan = scan_network(opened.model, example_clip(opened, frames=frames, size=size), config)
+        plan = scan_network(opened.model, example_inputs(opened, frames=frames, size=size), config)
     if target is not None:
         check_target("--target-macs", target, plan.reach)
     if json:

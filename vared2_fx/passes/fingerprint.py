@@ -3,10 +3,12 @@
 import re
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.fx.node import Argument, _get_qualified_name, map_arg
 
-from vared2_fx.layers import DynamicConv, Gate
+from vared2_fx.layers import DynamicConv, Gate, SelfGated
+from vared2_fx.passes.leaves import inner, path_of
 from vared2_fx.passes.trace import module_of
 
 Fingerprint = dict[str, Any]
@@ -21,12 +23,17 @@ def fingerprint(gm: fx.GraphModule) -> Fingerprint:
     numbers = {node: f"%{number}" for number, node in enumerate(gm.graph.nodes)}
     nodes, modules = [], {}
     for node, number in numbers.items():
-        args = _text(map_arg((node.args, node.kwargs), lambda arg: _Name(numbers[arg])))
+        given = node.args[:1] if node.target is torch._assert else node.args  # it also says in which line it stood
+        args = _text(map_arg((given, node.kwargs), lambda arg: _Name(numbers[arg])))
         nodes.append(f"{number} = {node.op} {_target(node)} {args}")
         if node.op == "call_module" and not isinstance(module := module_of(gm, node), Gate):
+            target = str(node.target)
             called = module.body if isinstance(module, DynamicConv) else module
-            for path, part in called.named_modules():
-                modules[f"{node.target}.{path}" if path else str(node.target)] = _settings(part)
+            found = {path_of(target, name): part for name, part in inner(called).items()}
+            for name, part in called.named_modules():
+                path = path_of(target, name) if name else target
+                if not any(path.startswith(f"{place}.") for place in found):
+                    modules[path] = _settings(part.region.body if isinstance(part, SelfGated) else part)
     return {"nodes": nodes, "modules": modules}
 
 

@@ -7,8 +7,6 @@ from typing import Any
 
 from torch import fx, nn
 
-from vared2_fx.errors import ConvertError
-
 log = logging.getLogger(__name__)
 
 
@@ -25,9 +23,6 @@ def trace_both_modes(own: nn.Module, trace: Callable[[], fx.Graph]) -> fx.Graph:
 
     Where a network computes by other operations in training (an auxiliary output, say), those of evaluation are taken.
 
-    Raises:
-        ConvertError: its forward assigns a buffer anew.
-
     Args:
         own: the network; gets an `is_training` module in each place whose mode is asked for. Its modes stay.
         trace: traces it.
@@ -39,10 +34,8 @@ def trace_both_modes(own: nn.Module, trace: Callable[[], fx.Graph]) -> fx.Graph:
             training = trace()
         except Exception:  # only evaluation has to be traceable
             training = None
-        _no_assignment(own)
         own.eval()
         graph = trace()
-        _no_assignment(own)
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -52,14 +45,6 @@ def trace_both_modes(own: nn.Module, trace: Callable[[], fx.Graph]) -> fx.Graph:
     for node in flags or ():
         _follow(own, graph, *node)
     return graph
-
-
-def _no_assignment(own: nn.Module) -> None:
-    for path, module in own.named_modules():
-        for name, value in module._buffers.items():
-            if isinstance(value, fx.Proxy):
-                place = f"{path}.{name}".lstrip(".")
-                raise ConvertError(f"it assigns the buffer `{place}` anew, which a graph does not hold; copy_ into it")
 
 
 def _flags(graph: fx.Graph, training: fx.Graph) -> list[tuple[fx.Node, Any, Any]] | None:

@@ -1,6 +1,6 @@
 """Hooks on modules that tracing looks into: what they compute is traced, what they only see would be lost."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
 
 from vared2_fx.errors import ConvertError
+from vared2_fx.passes.leaves import WHOLE
 
 _FORWARD = ("_forward_hooks", "_forward_pre_hooks")
 _BACKWARD = ("_backward_hooks", "_backward_pre_hooks")
@@ -36,30 +37,40 @@ def recomputed_weights(model: nn.Module) -> dict[int, Any]:
 
 
 @contextmanager
-def no_hook_lost(own: nn.Module) -> Iterator[None]:
-    """Watch the hooks of `own` while it is traced.
+def watched_hooks(own: nn.Module) -> Iterator[set[str]]:
+    """Give the paths of the modules whose hooks only looked on while `own` was traced."""
+    only_looked: set[str] = set()
+    before = [
+        (path, hooks, dict(hooks)) for path, module in _places(own) for hooks in (getattr(module, n) for n in _FORWARD)
+    ]
+    try:
+        for path, hooks, original in before:
+            hooks.update({key: _watched(hook, partial(only_looked.add, path)) for key, hook in original.items()})
+        yield only_looked
+    finally:
+        for _, hooks, original in before:
+            hooks.update(original)
+
+
+def no_hook_lost(gm: fx.GraphModule, own: nn.Module, only_looked: Collection[str]) -> None:
+    """Compare the hooks of `own` with those that its graph calls.
 
     Raises:
         ConvertError: the graph would not call one that the network calls.
     """
-    places = [(path, module) for path, module in own.named_modules() if path and any(module.children())]
-    for path, module in places:
+    called = {str(node.target) for node in gm.graph.find_nodes(op="call_module")}
+    for path, module in _places(own):
+        inside = [path[:end] for end, letter in enumerate(f"{path}.") if letter == "."]
+        if WHOLE in called or not called.isdisjoint(inside):
+            continue  # it runs its own code, hooks and all
         if any(getattr(module, name) for name in _BACKWARD):
             raise _lost(path, module, "a backward hook")
-    only_looked: list[tuple[str, nn.Module]] = []
-    before = [(hooks, dict(hooks)) for _, module in places for hooks in (getattr(module, name) for name in _FORWARD)]
-    try:
-        for path, module in places:
-            for name in _FORWARD:
-                hooks = getattr(module, name)
-                for key, hook in hooks.items():
-                    hooks[key] = _watched(hook, partial(only_looked.append, (path, module)))
-        yield
-    finally:
-        for hooks, original in before:
-            hooks.update(original)
-    for path, module in only_looked:
-        raise _lost(path, module, "a hook that returns nothing")
+        if path in only_looked:
+            raise _lost(path, module, "a hook that returns nothing")
+
+
+def _places(own: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(path, module) for path, module in own.named_modules() if path and any(module.children())]
 
 
 def _watched(hook: Callable[..., Any], report: Callable[[], None]) -> Callable[..., Any]:

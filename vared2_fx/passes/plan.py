@@ -8,10 +8,13 @@ from torch import fx, nn
 from vared2_fx.config import ConvertConfig
 from vared2_fx.errors import ConvertError
 from vared2_fx.layers import Choice, ChoiceGrid, ConvGeometry
+from vared2_fx.passes.nesting import Nesting
 from vared2_fx.passes.reach import Level, Reach, level_index, price, reach_of
 from vared2_fx.passes.regions import Hidden, Reason, Site, conv_sites, hidden_convs, why_not
 from vared2_fx.passes.select import Deselected, select
 from vared2_fx.passes.shapes import total_macs
+from vared2_fx.passes.trace import UNTRACED
+from vared2_fx.passes.untraced import Untraced, together
 from vared2_fx.tables import by, percent, si, text_table
 
 
@@ -34,7 +37,7 @@ class PlanEntry:
     """The choices it gets; only the full one where it stays static."""
     choice_macs: tuple[int, ...] | None = None
     """Multiply-adds per clip of each choice, in the order of `grid.all()`, cheap operations counted, the gate not; None
-    where it stays static or shapes are unknown."""
+    where it stays static, shapes are unknown, or these clips take a branch without it."""
     gate_macs: int | None = None
     """Operations per clip of its gate; None as above."""
 
@@ -56,6 +59,10 @@ class Plan:
     """The caller gave no example inputs: `input_shape` is a usual size that the network runs on."""
     macs: int | None
     """Multiply-adds per clip of the whole network, convolutions and matrix products."""
+    untraced: tuple[Untraced, ...] = ()
+    """Modules that torch.fx could not follow. Each runs its own code; the convolutions inside convert on their own."""
+    nesting: Nesting = ()
+    """How lists and dicts lie in each other in the arguments that the network was traced for."""
 
     @property
     def converted(self) -> tuple[PlanEntry, ...]:
@@ -70,9 +77,9 @@ class Plan:
     @property
     def reach(self) -> Reach | None:
         """What the converted network can come down to; None where shapes are unknown."""
-        if self.macs is None or any(entry.choice_macs is None for entry in self.converted):
+        if self.macs is None:
             return None
-        return reach_of(self.macs, [(entry.choice_macs or (), entry.gate_macs or 0) for entry in self.converted])
+        return reach_of(self.macs, [(e.choice_macs, e.gate_macs or 0) for e in self.converted if e.choice_macs])
 
     def policy(self, level: Level) -> dict[str, Choice]:
         """The choices, for `vared2_fx.policy`, with which the converted network takes the multiply-adds in `reach`.
@@ -82,10 +89,22 @@ class Plan:
         """
         chosen = {}
         for entry in self.converted:
+            if entry.choice_macs is None and self.macs is not None:
+                continue  # in a branch that these clips do not take
             if entry.choice_macs is None and level != "full":
                 raise ConvertError(f"plan: what {entry.path} costs is unknown; scan with example_inputs.")
             chosen[entry.path] = entry.grid.all()[level_index(entry.choice_macs or (0,), level)]
         return chosen
+
+    @property
+    def why_nothing(self) -> str:
+        """Why nothing converts, in words; empty where something does."""
+        if self.converted:
+            return ""
+        order = ("not_worth_it", *sorted({entry.reason for entry in self.skipped} - {"not_worth_it"}))
+        details = {entry.reason: entry.detail for entry in self.skipped}
+        reasons = "; ".join(f"{details[reason]} ({reason})" for reason in order if reason in details)
+        return reasons or "it has no 3D convolution"
 
     def __str__(self) -> str:
         """A table of every convolution, fit for 100 columns."""
@@ -106,6 +125,8 @@ class Plan:
         reach = [str(self.reach)] if self.reach is not None and self.converted else []
         notes = [f"static, {code}: {detail}" for code, detail in sorted({(e.reason, e.detail) for e in self.skipped})]
         lines = [line for note in notes for line in textwrap.wrap(note, 100, subsequent_indent="  ")]
+        lines += [] if self.converted else [f"Nothing worth converting, because {self.why_nothing}."]
+        lines += [f"not followed: {text}" for text in together(self.untraced)]
         return "\n".join([head, *reach, text_table(columns, rows), *lines])
 
 
@@ -116,6 +137,7 @@ def make_plan(
     source: nn.Module | None = None,
     input_shape: tuple[int, ...] | None = None,
     input_is_guess: bool = False,
+    nesting: Nesting = (),
 ) -> Plan:
     """Decide for every convolution of a traced (and, where possible, measured) network.
 
@@ -126,6 +148,7 @@ def make_plan(
             containers have lost their types.
         input_shape: of the clips that `gm` was measured with.
         input_is_guess: see `Plan`.
+        nesting: see `Plan`.
 
     Raises:
         ConvertError: an entry of `include` or `exclude` matches no convolution, or `filter` fails.
@@ -136,15 +159,30 @@ def make_plan(
     batch = input_shape[0] if input_shape else 1
     network = total_macs(gm) // batch if input_shape else None
     order = {node: position for position, node in enumerate(gm.graph.nodes)}
-    entries = [(order[site.nodes[0]], _entry(site, config, deselected, network, batch)) for site in sites]
+    entries = [(order[site.first], _entry(site, config, deselected, network, batch)) for site in sites]
     entries += [(order[place.node], _hidden_entry(place, batch)) for place in hidden]
     return Plan(
         network=type(gm).__name__,
-        entries=tuple(entry for _, entry in sorted(entries, key=lambda pair: pair[0])),
+        entries=_worth_it(tuple(entry for _, entry in sorted(entries, key=lambda pair: pair[0])), config, network),
         input_shape=input_shape,
         input_is_guess=input_is_guess,
         macs=network,
+        untraced=gm.meta.get(UNTRACED, ()),
+        nesting=nesting,
     )
+
+
+def _worth_it(entries: tuple[PlanEntry, ...], config: ConvertConfig, network: int | None) -> tuple[PlanEntry, ...]:
+    """`entries`, or none converted where too little of the network could convert, whatever the user kept out of it."""
+    inside = sum(entry.macs or 0 for entry in entries if entry.converts or entry.reason in ("excluded", "filtered"))
+    if not network or inside >= config.min_total_share * network:
+        return entries
+    detail = (
+        f"all that could convert does {percent(inside / network)} of the network's multiply-adds, "
+        f"less than min_total_share={config.min_total_share:g}"
+    )
+    static = {"reason": "not_worth_it", "detail": detail, "grid": ChoiceGrid((1,), (1.0,))}
+    return tuple(replace(entry, **static) if entry.converts else entry for entry in entries)  # type: ignore[arg-type]
 
 
 def _entry(site: Site, config: ConvertConfig, deselected: Deselected, network: int | None, batch: int) -> PlanEntry:

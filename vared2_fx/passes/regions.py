@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from vared2_fx.errors import ConvertError
 from vared2_fx.layers import ConvGeometry
 from vared2_fx.passes.hooks import has_hooks
+from vared2_fx.passes.leaves import WHOLE, inner_calls, path_of
 from vared2_fx.passes.trace import CONVOLUTIONS, calls, module_of
 
 Reason = Literal[
@@ -27,6 +28,7 @@ Reason = Literal[
     "functional",
     "hooks",
     "no_choice",
+    "not_worth_it",
     "padding",
     "parametrized",
     "quantized",
@@ -44,19 +46,24 @@ _COMPUTING = ("forward", "_conv_forward")
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A convolution of the graph: the module's path and every node that calls it."""
+    """A convolution: the module's path and every node that calls it."""
 
     path: str
     conv: nn.Module
     nodes: tuple[fx.Node, ...]
+    first: fx.Node
+    """Of the network's graph: the first of `nodes`, or the one that calls the leaf around them."""
 
 
 def conv_sites(gm: fx.GraphModule) -> tuple[Site, ...]:
-    """Every 3D convolution that the graph calls, in order of first call."""
-    found: dict[str, list[fx.Node]] = {}
-    for node in calls(gm, CONVOLUTIONS):
-        found.setdefault(str(node.target), []).append(node)
-    return tuple(Site(path, module_of(gm, nodes[0]), tuple(nodes)) for path, nodes in found.items())
+    """Every 3D convolution that the graph calls, or a leaf may call, in order of first call."""
+    found: dict[str, tuple[nn.Module, list[fx.Node], fx.Node]] = {}
+    for node in calls(gm, nn.Module):
+        if isinstance(module_of(gm, node), CONVOLUTIONS):
+            found.setdefault(str(node.target), (module_of(gm, node), [], node))[1].append(node)
+        for path, module, nodes in inner_calls(gm, node):
+            found.setdefault(path, (module, [], node))[1].extend(nodes)
+    return tuple(Site(path, module, tuple(nodes), first) for path, (module, nodes, first) in found.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +91,11 @@ def hidden_convs(gm: fx.GraphModule) -> Iterator[Hidden]:
         if node.op != "call_module" or isinstance(module_of(gm, node), CONVOLUTIONS):
             continue
         for name, macs in node.meta.get("functional", ()):
-            yield _functional(str(node.target), name, node, macs)
+            yield _functional(
+                path_of(str(node.target), name) if node.target == WHOLE else str(node.target), name, node, macs
+            )
         for child, module in module_of(gm, node).named_modules():
-            path = f"{node.target}.{child}" if child else str(node.target)
+            path = path_of(str(node.target), child) if child else str(node.target)
             kind = type(module).__name__
             if type(module).__module__.startswith("torch.ao.nn") and re.search("Conv.*3d", kind):
                 yield Hidden(
@@ -122,7 +131,7 @@ def why_not(site: Site) -> tuple[Reason, str] | None:
         return "transposed", "a transposed convolution has no output frames that could be skipped by a stride"
     if len(site.nodes) > 1:
         return "called_twice", f"called {len(site.nodes)} times; each call would need a gate of its own"
-    reads = site.nodes[0].graph.find_nodes(op="get_attr")
+    reads = site.first.graph.find_nodes(op="get_attr")
     if any(str(node.target).startswith(f"{site.path}.") for node in reads):
         return "read_elsewhere", "its weights are also read outside of its call"
     kind = type(conv)

@@ -10,6 +10,7 @@ from torch import fx, nn
 from vared2_fx.errors import ConvertError
 from vared2_fx.layers import FULL, Choice, ChoiceGrid, fixed_decisions
 from vared2_fx.passes.decisions import without_decisions
+from vared2_fx.passes.leaves import WHOLE
 from vared2_fx.passes.rewrite import fix_choices, regions, remove_gates
 from vared2_fx.passes.trace import CONVERSION, copy_model
 from vared2_fx.patterns import check_pattern, matching, no_match
@@ -69,7 +70,7 @@ def specialize(dynamic: fx.GraphModule, choices: Choices) -> fx.GraphModule:
     return fix_choices(dynamic, dict.fromkeys(grids, FULL) | resolve_choices(grids, choices))
 
 
-def unload(dynamic: fx.GraphModule) -> fx.GraphModule:
+def unload(dynamic: fx.GraphModule) -> nn.Module:
     """Give back the original network: plain convolutions in place of the regions, no gates.
 
     Args:
@@ -78,6 +79,7 @@ def unload(dynamic: fx.GraphModule) -> fx.GraphModule:
     Returns:
         A network with weights of its own, those that `dynamic` has now. Parameters have the original's names:
         `model.load_state_dict(unload(dynamic).state_dict())` takes fine-tuned weights back into the original class.
+        (It is of the original class already where torch.fx could not follow the network's own forward function.)
 
     Raises:
         ConvertError: `dynamic` holds no dynamic region, so that nothing of it can be undone.
@@ -85,7 +87,8 @@ def unload(dynamic: fx.GraphModule) -> fx.GraphModule:
     original = cast("fx.GraphModule", copy_model(remove_gates(_converted("unload", dynamic))))
     original.meta.pop(CONVERSION, None)
     vars(original).pop(CONVERSION, None)
-    return original
+    whole: nn.Module | None = original._modules.get(WHOLE)
+    return original if whole is None else whole
 
 
 def resolve_choices(grids: Mapping[str, ChoiceGrid], choices: Choices) -> dict[str, Choice]:

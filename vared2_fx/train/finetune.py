@@ -16,6 +16,7 @@ from vared2_fx.config import FinetuneConfig
 from vared2_fx.convert import conversion
 from vared2_fx.errors import DataError, TrainError
 from vared2_fx.layers import Decision, DynamicConv
+from vared2_fx.packing import packer
 from vared2_fx.passes.rewrite import regions, with_decisions
 from vared2_fx.policy.reach import check_reachable
 from vared2_fx.policy.statistics import dense_macs
@@ -84,7 +85,7 @@ def finetune(
 
     Raises:
         ConvertError: `dynamic` is not a converted network, or cannot come down to the target.
-        DataError: a loader is empty, or its labels do not fit the network's outputs.
+        DataError: a loader is empty, its labels do not fit the network's outputs, or the network takes boxes.
         CheckpointError: the run to resume is damaged, or had another config.
     """
     conversion(dynamic)
@@ -103,7 +104,7 @@ class _Run:
         from accelerate.utils import set_seed
         from timm.scheduler import CosineLRScheduler
 
-        self.dynamic, self.config = dynamic, config
+        self.dynamic, self.config, self.pack = dynamic, config, packer(dynamic)
         self.val_loader = val_loader
         set_seed(config.seed)
         self.accelerator = _accelerator(config, on_cpu=next(dynamic.parameters()).device.type == "cpu")
@@ -163,7 +164,7 @@ class _Run:
                 continue
             batch, labels = batch.to(like), labels.to(like.device)
             with self.accelerator.autocast():
-                output, decisions = self.observed(batch.video)
+                output, decisions = self.observed(*self.pack(batch.video))
                 loss = self._loss(batch.video, labels, output, decisions, step, meter)
             if not torch.isfinite(loss):
                 raise TrainError(
@@ -190,7 +191,7 @@ class _Run:
         check_scores(labels, output)
         shape = tuple(video.shape[1:])
         if shape not in self.dense:
-            self.dense[shape] = dense_macs(self.dynamic, video)
+            self.dense[shape] = dense_macs(self.dynamic, self.pack(video))
         correct = output.argmax(1) == labels
         task = F.cross_entropy(output.float(), labels, label_smoothing=self.config.label_smoothing)
         efficiency = efficiency_loss(decisions, correct=correct, dense=self.dense[shape], target=self.config.target)
