@@ -1,101 +1,25 @@
 """Networks that torch.fx cannot follow: what is around and inside the offending module converts, exactly."""
 
-import copy
 import json
-import pickle
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Asserting, Net, make_clip, randomise_gates, randomise_rebuilds
+import untraced_nets
+from networks import Asserting, Net, make_clip, randomise_rebuilds
 from torch import Tensor, nn
+from untraced_nets import CASES, CLIP, AtTheTop, Block, InTheMiddle, Pathways, made
 
 import vared2_fx as vr
 from vared2_fx import Choice, ConvertConfig
 from vared2_fx.convert import conversion
 from vared2_fx.errors import ConvertError
-from vared2_fx.layers import SelfGated
 from vared2_fx.passes.leaves import WHOLE
 from vared2_fx.passes.rewrite import regions, with_decisions
-from vared2_fx.passes.trace import fork, trace
+from vared2_fx.passes.trace import trace
 from vared2_fx.policy.statistics import clip_macs, dense_macs
-
-CLIP = make_clip(3, 3, 6, 8, 8)
-
-
-class Block(nn.Module):
-    """A branch on values between convolutions of its own, one of them in a child that can be followed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv3d(8, 8, 3, padding=1)
-        self.child = nn.Sequential(nn.Conv3d(8, 8, 3, padding=1), nn.BatchNorm3d(8), nn.ReLU())
-        self.seldom = nn.Conv3d(8, 8, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.abs().mean() > 1e3:
-            x = self.seldom(x)
-        return self.child(self.conv(x).relu()) + x
-
-
-class InTheMiddle(Net):
-    def __init__(self) -> None:
-        super().__init__()
-        self.block = Block()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.b(self.block(self.a(x))).mean((2, 3, 4)))
-
-
-class AtTheTop(Net):
-    """The network's own forward function branches."""
-
-    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
-        if x.sum() > 0:
-            x = -x
-        return scale * super().forward(x)
-
-
-class Lengths(Net):
-    """Control flow on the number of frames, which differs from clip to clip."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        for _ in range(x.shape[2] // 3):
-            x = x + 1
-        return super().forward(x)
-
-
-class Pathways(Net):
-    """Takes a list and writes into it, as pytorchvideo's SlowFast does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.b = nn.Conv3d(3, 8, 3, padding=1)
-
-    def forward(self, clips: list[Tensor]) -> Tensor:
-        for i in range(len(clips)):
-            clips[i] = [self.a, self.b][i](clips[i])
-        return self.head(sum(clip.mean((2, 3, 4)) for clip in clips))
-
-
-def made(kind: type[nn.Module]) -> nn.Module:
-    torch.manual_seed(0)
-    model = kind().eval()
-    for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm3d):
-            nn.init.normal_(norm.running_mean)
-    return model
-
-
-INSIDE = ["block.conv", "block.child.0", "block.seldom"]
-CASES = {
-    InTheMiddle: (["a", *INSIDE, "b"], "block"),
-    AtTheTop: (["a", "b"], ""),
-    Lengths: (["a", "b"], ""),
-}
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["with inputs", "without"])
@@ -114,9 +38,9 @@ def test_what_is_around_and_inside_converts_exactly(kind, given):
 def test_the_plan_says_what_was_not_followed_where_and_why():
     plan = vr.scan(made(InTheMiddle), CLIP)
     (where,) = plan.untraced
-    code = Path(__file__).read_text().splitlines()
+    code = Path(str(untraced_nets.__file__)).read_text().splitlines()
     assert (where.path, where.kind) == ("block", "Block")
-    assert where.file.endswith("test_untraced.py")
+    assert where.file.endswith("untraced_nets.py")
     assert not where.file.startswith("/")
     assert code[where.line - 1].strip() == "if x.abs().mean() > 1e3:"
     assert "control flow" in where.reason
@@ -177,108 +101,6 @@ def test_called_twice_inside_is_exact_and_counted_where_no_run_could_show_it():
     assert row.dense_macs.mean == 2 * 8 * 8 * 27 * 6 * 64
     assert row.computed_macs.mean == row.dense_macs.mean + row.gate_macs.mean
     assert report.totals.computed_macs.mean == clip_macs(decisions, dense_macs(dynamic, CLIP)).float().mean()
-
-
-@pytest.mark.parametrize("kind", CASES)
-def test_decisions_come_out(kind):
-    dynamic = randomise_gates(vr.convert(made(kind), CLIP), CLIP)
-    output, decisions = with_decisions(dynamic)(CLIP)
-    assert torch.equal(output, dynamic(CLIP))
-    assert set(decisions) == set(CASES[kind][0]) - {"block.seldom"}
-    assert all(decision.weights.shape[0] == 3 for decision in decisions.values())
-    assert clip_macs(decisions, dense_macs(dynamic, CLIP)).shape == (3,)
-    with vr.policy(dynamic, {"*": (2, 0.5)}):
-        _, fixed = with_decisions(dynamic)(CLIP)
-        assert all((decision.weights == fixed["a"].weights).all() for decision in fixed.values())
-
-
-def test_decisions_of_a_branch_come_with_the_branch():
-    dynamic = vr.convert(made(InTheMiddle))
-    observed = with_decisions(dynamic)
-    assert "block.seldom" not in observed(CLIP)[1]
-    assert "block.seldom" in observed(CLIP + 1e5)[1]
-
-
-@pytest.mark.parametrize("kind", CASES)
-def test_choices_can_be_fixed_for_good(kind):
-    dynamic = randomise_rebuilds(vr.convert(made(kind), CLIP))
-    static = vr.specialize(dynamic, {"*": (2, 0.5)})
-    with vr.policy(dynamic, {"*": (2, 0.5)}) as taken:
-        assert torch.equal(static(CLIP), dynamic(CLIP))
-    assert taken["b"] == Choice(2, 0.5)
-    assert not any(isinstance(module, SelfGated) for module in static.modules())
-    assert any(isinstance(module, SelfGated) for module in dynamic.modules())
-
-
-@pytest.mark.parametrize("kind", CASES)
-def test_unload_gives_the_original_back(kind):
-    model = made(kind)
-    original = vr.unload(vr.convert(model, CLIP))
-    assert torch.equal(original(CLIP), model(CLIP))
-    assert original.state_dict().keys() == model.state_dict().keys()
-    model.load_state_dict(original.state_dict())
-
-
-@pytest.mark.parametrize("kind", CASES)
-def test_training_reaches_everything_that_runs(kind):
-    dynamic = vr.convert(made(kind), CLIP).train()
-    output, decisions = with_decisions(dynamic)(CLIP)
-    (output.square().sum() + vr.efficiency_loss(decisions)).backward()
-    missing = {name for name, parameter in dynamic.named_parameters() if parameter.grad is None}
-    assert all("seldom" in name for name in missing)
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, fork, lambda d: pickle.loads(pickle.dumps(d))])
-@pytest.mark.parametrize("kind", CASES)
-def test_copies_decide_the_same(kind, copied):
-    dynamic = randomise_gates(randomise_rebuilds(vr.convert(made(kind), CLIP)), CLIP)
-    for network in (dynamic, with_decisions(dynamic)):
-        ours, theirs = network(CLIP), copied(network)(CLIP)
-        if isinstance(ours, tuple):
-            assert ours[1].keys() == theirs[1].keys()
-            ours, theirs = ours[0], theirs[0]
-        assert torch.equal(ours, theirs)
-
-
-@pytest.mark.parametrize("kind", CASES)
-def test_save_and_load(kind, tmp_path):
-    model = made(kind)
-    dynamic = randomise_gates(randomise_rebuilds(vr.convert(model, CLIP)), CLIP)
-    again = vr.load(vr.save(dynamic, tmp_path / "saved"), base=made(kind))
-    assert torch.equal(again(CLIP), dynamic(CLIP))
-    assert conversion(again) == conversion(dynamic)
-
-
-@pytest.mark.parametrize("kind", CASES)
-def test_a_fork_leaves_its_source_alone(kind):
-    dynamic = vr.convert(made(kind), CLIP)
-    before = {path: id(region) for path, region in regions(dynamic).items()}
-    vr.specialize(dynamic, {"*": (2, 0.5)})
-    with_decisions(dynamic)
-    vr.unload(dynamic)
-    assert {path: id(region) for path, region in regions(dynamic).items()} == before
-
-
-@pytest.mark.parametrize("kind", CASES)
-def test_the_callers_network_is_untouched(kind, untouched):
-    model = made(kind)
-    with untouched(model):
-        dynamic = vr.convert(model, CLIP)
-        vr.scan(model)
-        dynamic.train()(CLIP).sum().backward()
-        dense_macs(model, CLIP)
-
-
-def test_a_report_has_a_row_for_each_region_inside():
-    dynamic = vr.convert(made(InTheMiddle), CLIP)
-    with vr.policy(dynamic, {"*": (2, 0.5)}):
-        report = vr.report(dynamic, CLIP, progress=False)
-    rows = {layer.path: layer for layer in report.layers}
-    assert {"a", "block.conv", "block.child.0", "b"} <= rows.keys()
-    assert rows["block.conv"].kind == "dynamic"
-    assert rows["block.conv"].timing is not None
-    assert rows["block.conv"].computed_macs.mean < 0.5 * rows["block.conv"].dense_macs.mean
-    assert report.totals.dense_macs.mean == dense_macs(dynamic, CLIP) == vr.scan(made(InTheMiddle), CLIP).macs
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["with inputs", "without"])
@@ -379,17 +201,6 @@ def test_code_that_would_do_something_else_after_conversion_is_found(inputs):
         vr.convert(model, inputs)
     config = ConvertConfig(exclude=("block.conv",))
     assert torch.equal(vr.convert(model, inputs, config)(CLIP), model(CLIP))
-
-
-def test_threads_record_their_own_decisions():
-    observed = with_decisions(randomise_gates(vr.convert(made(InTheMiddle), CLIP), CLIP))
-    clips = [CLIP, CLIP + 1e5, CLIP[:1], -CLIP]
-    expected = [observed(clip)[1] for clip in clips]
-    with ThreadPoolExecutor(len(clips)) as pool:
-        for _ in range(5):
-            for (_, found), right in zip(pool.map(observed, clips), expected, strict=True):
-                assert found.keys() == right.keys()
-                assert all(torch.equal(found[path].weights, right[path].weights) for path in right)
 
 
 class TakesAnything(Net):
