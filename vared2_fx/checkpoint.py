@@ -50,12 +50,13 @@ def save(dynamic: nn.Module, folder: str | Path) -> Path:
     network = unwrapped(dynamic)
     made = conversion(network)
     assert isinstance(network, fx.GraphModule)
+    network = without_decisions(network)
     if regions(network).keys() != {entry.path for entry in made.plan.converted}:
         raise CheckpointError("save: this network was specialised; save the dynamic one that it was made from.")
     state = network.state_dict()
     if any(tensor.is_meta for tensor in state.values()):
         raise CheckpointError("save: this network is on the meta device, it has no values that could be saved.")
-    document = describe(made, fingerprint(without_decisions(network)), training=network.training)
+    document = describe(made, fingerprint(network), training=network.training)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,6 +154,8 @@ def load_weights(dynamic: T, state: Mapping[str, Any]) -> T:
 
 def _trace_again(base: nn.Module, plan: Plan) -> fx.GraphModule:
     """Trace as when `plan` was made, what could not be followed then included."""
+    for where in plan.untraced:
+        base.get_submodule(where.path)  # AttributeError: the plan is another network's
     return trace(copy_model(base), plan.nesting, untraced=plan.untraced)
 
 

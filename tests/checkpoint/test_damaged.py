@@ -28,6 +28,14 @@ def flip(name: str, place: float):
     return damage
 
 
+def plan_with(**changes: object):
+    def do(folder: Path) -> None:
+        plan = json.loads((folder / CONFIG_FILE).read_text())["plan"]
+        edited(folder, plan={**plan, **changes})
+
+    return do
+
+
 def config_with(**changes: object):
     def damage(folder: Path) -> None:
         config = json.loads((folder / CONFIG_FILE).read_text())["config"]
@@ -73,6 +81,16 @@ DAMAGES = {
     "wrong mode": (lambda f: edited(f, training="often"), "holds what cannot be: training is 'often'"),
     "config from the future": (config_with(colour="red"), "holds what cannot be: config has colour"),
     "impossible config": (config_with(frame_strides=[2]), "holds what cannot be: .*begin with 1"),
+    "other containers": (
+        plan_with(nesting=[["set", None]]),
+        r"what cannot be: plan.nesting\[0\] is \['set'",
+    ),
+    "deep containers": (plan_with(nesting=[["list", ["dict", {"a": 3}]]]), r"plan.nesting\[0\]\[0\]\['a'\] is 3"),
+    "half a leaf": (plan_with(untraced=[{"path": "stem"}]), r"plan.untraced\[0\] lacks kind, file, line, reason"),
+    "no such leaf": (
+        plan_with(untraced=[{"path": "nowhere", "kind": "A", "file": "a.py", "line": 1, "reason": "b"}]),
+        "does not fit",
+    ),
     "other gate": (config_with(gate_hidden=3), "does not fit.*size mismatch"),
 }
 

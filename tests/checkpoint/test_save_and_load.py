@@ -2,6 +2,7 @@
 
 import stat
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -177,3 +178,11 @@ def test_what_a_filter_chose_is_saved_the_filter_is_not(tmp_path):
     assert_same(dynamic, loaded)
     assert conversion(loaded) == conversion(dynamic)
     assert conversion(loaded).config.filter is None
+
+
+def test_channels_in_numpys_whole_numbers_are_saved(tmp_path):
+    """As pytorchvideo's builders give them."""
+    model = Net()
+    model.b = nn.Conv3d(np.int64(8), np.int64(8), 3, padding=1)
+    dynamic = vr.convert(model.eval(), CLIP)
+    assert torch.equal(vr.load(vr.save(dynamic, tmp_path), base=model)(CLIP), dynamic(CLIP))

@@ -59,7 +59,8 @@ def price(
             conv.bias is not None,
         )
         region = make_region(bare, grid, config, mean=None)
-    return tuple(region.macs(in_size, choice) for choice in grid.all()), region.gate.macs(in_size)
+    # int: some builders, as pytorchvideo's, give channels as numpy's whole numbers, which JSON does not take
+    return tuple(int(region.macs(in_size, choice)) for choice in grid.all()), int(region.gate.macs(in_size))
 
 
 def level_index(prices: Sequence[int], level: Level) -> int:

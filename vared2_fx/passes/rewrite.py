@@ -201,6 +201,7 @@ def _record_leaf(out: fx.GraphModule, node: fx.Node) -> fx.Node:
 
 
 def joined(*decisions: dict[str, Decision]) -> dict[str, Decision]:
+    """Those of the graph and of every leaf in one dict."""
     return {path: decision for some in decisions for path, decision in some.items()}
 
 

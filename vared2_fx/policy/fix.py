@@ -113,12 +113,14 @@ def resolve_choices(grids: Mapping[str, ChoiceGrid], choices: Choices) -> dict[s
 def _converted(where: str, dynamic: nn.Module) -> fx.GraphModule:
     """`dynamic` without its wrappers."""
     network = unwrapped(dynamic)
+    if isinstance(network, fx.GraphModule):
+        network = without_decisions(network)
     if not isinstance(network, fx.GraphModule) or not regions(network):
         raise ConvertError(
             f"{where}: this {type(network).__name__} holds no dynamic region. Pass what convert or load returned; what "
             "was specialised has lost its gates."
         )
-    return without_decisions(network)
+    return network
 
 
 def _nearest(grid: ChoiceGrid, stride: int, share: float) -> Choice:
