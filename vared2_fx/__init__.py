@@ -1,7 +1,7 @@
 """VA-RED² for any PyTorch video network: compute only the frames and channels that a clip needs."""
 
 from vared2_fx import zoo
-from vared2_fx.checkpoint import load, save
+from vared2_fx.checkpoint import load, load_weights, save
 from vared2_fx.config import ConvertConfig, FinetuneConfig
 from vared2_fx.convert import convert, scan
 from vared2_fx.layers import Choice, Decision
@@ -27,6 +27,7 @@ __all__ = [
     "fit_gates",
     "full",
     "load",
+    "load_weights",
     "policy",
     "report",
     "save",

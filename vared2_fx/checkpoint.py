@@ -3,35 +3,41 @@
 import hashlib
 import json
 import os
-from dataclasses import asdict
+import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
 from vared2_fx import zoo
-from vared2_fx.config import ConvertConfig
 from vared2_fx.convert import apply_plan, conversion
+from vared2_fx.description import describe, read_conversion, read_description, to_json
 from vared2_fx.errors import CheckpointError, ZooError
-from vared2_fx.layers import ChoiceGrid
-from vared2_fx.passes.plan import Plan, PlanEntry
+from vared2_fx.passes.decisions import without_decisions
+from vared2_fx.passes.fingerprint import difference, fingerprint
+from vared2_fx.passes.plan import Plan
 from vared2_fx.passes.rewrite import regions
 from vared2_fx.passes.trace import copy_model, trace
+from vared2_fx.wrappers import unwrapped, without_prefixes
 
-FORMAT_VERSION = 1
+T = TypeVar("T", bound=nn.Module)
+
 CONFIG_FILE = "vared2.json"
 WEIGHTS_FILE = "model.safetensors"
 
 
-def save(dynamic: fx.GraphModule, folder: str | Path) -> Path:
+def save(dynamic: nn.Module, folder: str | Path) -> Path:
     """Write a converted network into `folder`: `vared2.json` and `model.safetensors`.
 
     A process that is killed meanwhile, or a full disk, leaves what was saved there before.
 
     Args:
-        dynamic: what `convert` returned, trained or not.
+        dynamic: what `convert` returned, trained or not; also inside DistributedDataParallel and its kin or a
+            `torch.compile` wrapper, which are not saved.
         folder: made if missing; an earlier save in it is replaced.
 
     Returns:
@@ -41,19 +47,16 @@ def save(dynamic: fx.GraphModule, folder: str | Path) -> Path:
         ConvertError: `dynamic` is not a converted network.
         CheckpointError: the folder cannot be written, or `dynamic` was specialised or has no values.
     """
-    made = conversion(dynamic)
-    if regions(dynamic).keys() != {entry.path for entry in made.plan.converted}:
+    network = unwrapped(dynamic)
+    made = conversion(network)
+    assert isinstance(network, fx.GraphModule)
+    network = without_decisions(network)
+    if regions(network).keys() != {entry.path for entry in made.plan.converted}:
         raise CheckpointError("save: this network was specialised; save the dynamic one that it was made from.")
-    state = dynamic.state_dict()
+    state = network.state_dict()
     if any(tensor.is_meta for tensor in state.values()):
         raise CheckpointError("save: this network is on the meta device, it has no values that could be saved.")
-    document = {
-        "format_version": FORMAT_VERSION,
-        "source": made.source,
-        "config": asdict(made.config),
-        "plan": asdict(made.plan),
-        "training": dynamic.training,
-    }
+    document = describe(made, fingerprint(network), training=network.training)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,23 +85,31 @@ def load(folder: str | Path, base: nn.Module | None = None) -> fx.GraphModule:
         CheckpointError: files are missing, damaged, of another format version, or do not fit the network.
     """
     folder = Path(folder)
-    document = _read_config(folder / CONFIG_FILE)
+    document = read_description(folder / CONFIG_FILE)
+    made = read_conversion(folder / CONFIG_FILE, document)
     state = _read_weights(folder, document)
-    source = document["source"]
+    source = made.source
+    if base is not None and any(tensor.is_meta for tensor in base.state_dict().values()):
+        raise CheckpointError(
+            "load: the base is on the meta device, where nothing can be loaded; base.to_empty(device='cpu') moves it."
+        )
     if base is None and source is None:
         raise CheckpointError(
             f"load: {folder} holds a network that is not the zoo's; pass the original as load(folder, base=model)."
         )
     try:
-        base = zoo.load(source["name"], num_classes=source["num_classes"]) if base is None else base
-        config, plan = _config(document["config"]), _plan(document["plan"])
-        dynamic = apply_plan(trace(copy_model(base)), plan, config, source)
+        if base is None:
+            base = zoo.load(str(source["name"]), num_classes=source["num_classes"])  # type: ignore[index,arg-type]
+        dynamic = apply_plan(_trace_again(unwrapped(base), made.plan), made.plan, made.config, source)
+        if (differs := difference(document["graph"], fingerprint(dynamic))) is not None:
+            raise CheckpointError(differs)
+        state = without_prefixes(state, dynamic.state_dict())
         _take_dtypes(dynamic, state)
         dynamic.load_state_dict(state, strict=True)
         return dynamic.train(document["training"])
     except ZooError:
         raise
-    except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as exc:
+    except Exception as exc:  # whatever a network that does not fit may meet on the way
         kind = "the network that it names" if base is None else type(base).__name__
         raise CheckpointError(
             f"load: {folder} does not fit {kind}; pass the network that was converted as load(folder, base=model). "
@@ -106,20 +117,66 @@ def load(folder: str | Path, base: nn.Module | None = None) -> fx.GraphModule:
         ) from exc
 
 
+def load_weights(dynamic: T, state: Mapping[str, Any]) -> T:
+    """Load a state dict into a converted network: all of it, or nothing.
+
+    Args:
+        dynamic: a converted network, maybe inside a wrapper; changed in place.
+        state: the state dict of the same network. The prefixes `module.` and `_orig_mod.`, which wrappers put before
+            every name, are taken off.
+
+    Returns:
+        `dynamic`.
+
+    Raises:
+        CheckpointError: a name or a shape differs; nothing was changed then.
+    """
+    network = unwrapped(dynamic)
+    own = network.state_dict()
+    given = without_prefixes(state, own)
+    problems = [f"they lack {name}" for name in own if name not in given]
+    problems += [f"they have {name}, which the network has not" for name in given if name not in own]
+    for name in own.keys() & given.keys():
+        value = given[name]
+        if not isinstance(value, Tensor):
+            problems.append(f"{name} is a {type(value).__name__}, no tensor")
+        elif value.shape != own[name].shape:
+            problems.append(f"{name} is {tuple(value.shape)} in them and {tuple(own[name].shape)} in the network")
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(
+            f"load_weights: these weights do not fit this {type(network).__name__}: {'; '.join(problems[:3])}{more}. "
+            "Load those of a network that was converted with the same config; nothing was changed."
+        )
+    network.load_state_dict(given, strict=True)
+    return dynamic
+
+
+def _trace_again(base: nn.Module, plan: Plan) -> fx.GraphModule:
+    """Trace as when `plan` was made, what could not be followed then included."""
+    for where in plan.untraced:
+        base.get_submodule(where.path)  # AttributeError: the plan is another network's
+    return trace(copy_model(base), plan.nesting, untraced=plan.untraced)
+
+
 def _write(folder: Path, document: dict[str, Any], state: dict[str, Tensor]) -> None:
     """Write the weights under a name that holds their checksum, then the config that states it.
 
     The one step that replaces the config is the one from which the new save counts; `_settle` does the rest.
     """
-    part = folder / f"{WEIGHTS_FILE}.part"
+    parts = folder / f"{WEIGHTS_FILE}.parts"  # a folder: safetensors, too, begins with files of other names
+    parts.mkdir()
+    part = parts / WEIGHTS_FILE
     part.touch()
     usual_mode = part.stat().st_mode  # safetensors lets nobody else read what it writes
     save_file(state, part)
     part.chmod(usual_mode)
+    _sync(part)
     document["weights_sha256"] = _sha256(part)
     os.replace(part, _unsettled(folder, document))
     part = folder / f"{CONFIG_FILE}.part"
-    part.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    part.write_text(to_json(document), encoding="utf-8")
+    _sync(part)
     os.replace(part, folder / CONFIG_FILE)
 
 
@@ -127,17 +184,26 @@ def _settle(folder: Path) -> None:
     """Give the weights that the config belongs to their usual name, and remove what an interrupted save left."""
     try:
         ready = _unsettled(folder, json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         ready = None
     if ready is not None and ready.exists():
         os.replace(ready, folder / WEIGHTS_FILE)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         for stale in folder.glob(f"{name}.*"):
-            stale.unlink(missing_ok=True)
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
 
 
 def _unsettled(folder: Path, document: dict[str, Any]) -> Path:
-    return folder / f"{WEIGHTS_FILE}.{document['weights_sha256']}"
+    checksum = str(document["weights_sha256"])
+    if not re.fullmatch("[0-9a-f]{64}", checksum):  # what an older or a damaged file says must lead to no other one
+        raise ValueError(f"{checksum!r:.80} is no checksum")
+    return folder / f"{WEIGHTS_FILE}.{checksum}"
+
+
+def _sync(path: Path) -> None:
+    """Let the file reach the disk before its name says that it has."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _sha256(path: Path) -> str:
@@ -159,25 +225,6 @@ def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise CheckpointError(f"load: {path} cannot be read: {exc.strerror or exc}.") from exc
-    except ValueError as exc:
-        raise CheckpointError(f"load: {path} is no valid JSON ({exc}); the file is damaged.") from exc
-    version = document.get("format_version") if isinstance(document, dict) else None
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"load: {path} has format version {version!r}, this release reads {FORMAT_VERSION}; "
-            "load it with the release that wrote it."
-        )
-    missing = {"source", "config", "plan", "training", "weights_sha256"} - document.keys()
-    if missing:
-        raise CheckpointError(f"load: {path} lacks {', '.join(sorted(missing))}; the file is damaged.")
-    return dict(document)
-
-
 def _read_weights(folder: Path, document: dict[str, Any]) -> dict[str, Tensor]:
     ready = _unsettled(folder, document)
     path = ready if ready.exists() else folder / WEIGHTS_FILE
@@ -196,18 +243,3 @@ def _take_dtypes(dynamic: fx.GraphModule, state: dict[str, Tensor]) -> None:
     for name, tensor in dynamic.state_dict(keep_vars=True).items():
         if name in state and tensor.dtype != state[name].dtype:
             tensor.data = tensor.data.to(state[name].dtype)
-
-
-def _config(values: dict[str, Any]) -> ConvertConfig:
-    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-    return ConvertConfig(**fields)
-
-
-def _plan(values: dict[str, Any]) -> Plan:
-    entries = []
-    for entry in values["entries"]:
-        grid = ChoiceGrid(tuple(entry["grid"]["frame_strides"]), tuple(entry["grid"]["channel_shares"]))
-        shapes = {key: entry[key] and tuple(entry[key]) for key in ("in_shape", "out_shape")}
-        entries.append(PlanEntry(**{**entry, **shapes, "grid": grid}))
-    shape = values["input_shape"]
-    return Plan(**{**values, "entries": tuple(entries), "input_shape": shape and tuple(shape)})

@@ -1,10 +1,15 @@
 """What a user may choose: frozen, keyword-only, checked when made."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
 
+from torch import nn
+
 from vared2_fx.errors import ConvertError
+from vared2_fx.patterns import check_pattern
 
 Granularity = Literal["conv"]
 GateKind = Literal["softmax", "gumbel", "soft_modulation"]
@@ -12,6 +17,9 @@ FrameRebuildKind = Literal["repeat", "interpolate"]
 ChannelRebuildKind = Literal["scale", "depthwise"]
 Precision = Literal["no", "bf16", "fp16"]
 Schedule = Literal["joint", "variants_first"]
+
+TYPE = "type:"
+"""In include and exclude: the name of a module's type follows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,11 +59,17 @@ class ConvertConfig:
     channel_rebuild: ChannelRebuildKind = "scale"
     """Φc. `scale`: scale and bias of one kept channel; `depthwise`: a 1×3×3 kernel on it."""
 
-    include: tuple[str, ...] = ("*",)
-    """Module paths to convert, as shell patterns (`blocks.3.*`). One that matches nothing is an error."""
+    include: tuple[str | type[nn.Module], ...] = ("*",)
+    """What to convert. Each entry is a path (`blocks.3`: all inside it), a shell pattern (`blocks.*.conv`), a regular
+    expression for the whole path (`re:blocks\\.[34]\\..*`), or the type of the convolution or of a module around
+    it, as a class or by its name (`type:ResBlock`). One that matches nothing is an error. Classes become names."""
 
-    exclude: tuple[str, ...] = ()
-    """Module paths to keep static, as shell patterns; wins over `include`."""
+    exclude: tuple[str | type[nn.Module], ...] = ()
+    """What to keep static, named in the same ways; wins over `include`."""
+
+    filter: Callable[[nn.Module, str], bool] | None = None
+    """Called with each convolution that is left, a copy of the caller's, and its path; False keeps it static. What it
+    chose is kept in the plan, and saved with it; the function itself is not kept."""
 
     min_channels: int = 8
     """Keep convolutions with fewer output channels static."""
@@ -65,6 +79,10 @@ class ConvertConfig:
 
     min_macs_share: float = 0.001
     """Keep convolutions below this share of the network's multiply-adds static (as above)."""
+
+    min_total_share: float = 0.05
+    """Keep the whole network static where all that could convert is below this share of its multiply-adds together,
+    as in transformers, whose 3D convolutions cut patches and pool (as above)."""
 
     def __post_init__(self) -> None:
         _one_of("ConvertConfig: granularity", self.granularity, get_args(Granularity))
@@ -77,8 +95,21 @@ class ConvertConfig:
             if getattr(self, name) < 1:
                 raise ConvertError(f"ConvertConfig: {name}={getattr(self, name)}, expected at least 1.")
         for name in ("include", "exclude"):
-            if isinstance(getattr(self, name), str):
-                raise ConvertError(f"ConvertConfig: {name} is one string; write ({getattr(self, name)!r},).")
+            entries = getattr(self, name)
+            if isinstance(entries, (str, type)):
+                kind, shown = ("string", repr(entries)) if isinstance(entries, str) else ("type", entries.__name__)
+                raise ConvertError(f"ConvertConfig: {name} is one {kind}; write ({shown},).")
+            named = tuple(_entry(f"ConvertConfig.{name}", entry) for entry in entries)
+            object.__setattr__(self, name, named)
+        if self.filter is not None and not callable(self.filter):
+            raise ConvertError(f"ConvertConfig: filter={self.filter!r}, expected a function of a module and its path.")
+
+
+def _entry(where: str, entry: str | type[nn.Module]) -> str:
+    if isinstance(entry, type) and issubclass(entry, nn.Module):
+        return f"{TYPE}{entry.__module__}.{entry.__qualname__}"
+    check_pattern(where, entry)
+    return str(entry)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -153,8 +184,9 @@ class FinetuneConfig:
     efficiency_warmup: float = 0.1
     """Share of all epochs over which λ rises from zero, so that the task is found before it is squeezed."""
 
-    target_macs: float | None = None
-    """Share of the original's multiply-adds to come down to (0.6: 40 % saved); None: as low as λ pushes."""
+    target_macs: float | str | None = None
+    """Share of the original's multiply-adds to come down to (0.6 or "60%": 40 % saved); None: as low as λ pushes.
+    Text becomes a number. A share that the network cannot reach is refused before the first step."""
 
     temperature: tuple[float, float] = (1.0, 0.2)
     """Of `softmax` and `gumbel` gates, at the first and at the last step; exponential between. See `Gate`."""
@@ -187,11 +219,7 @@ class FinetuneConfig:
         for name in ("lr", "gate_lr", "weight_decay", "efficiency_weight", "warmup_epochs", "clip_grad"):
             if getattr(self, name) < 0:
                 raise ConvertError(f"FinetuneConfig: {name}={getattr(self, name)} is negative.")
-        if self.target_macs is not None and not 0 < self.target_macs <= 1:
-            raise ConvertError(
-                f"FinetuneConfig: target_macs={self.target_macs}; it is a share of the original's multiply-adds, "
-                "above 0 and at most 1 (0.6 saves 40 %)."
-            )
+        object.__setattr__(self, "target_macs", read_target("FinetuneConfig: target_macs", self.target_macs))
         _one_of("FinetuneConfig: schedule", self.schedule, get_args(Schedule))
         if self.schedule == "variants_first" and self.target_macs is not None:
             raise ConvertError(
@@ -207,3 +235,32 @@ class FinetuneConfig:
             raise ConvertError(f"FinetuneConfig: temperature={self.temperature}, expected values above 0.")
         if self.resume and self.out is None:
             raise ConvertError("FinetuneConfig: resume needs `out`, the folder of the run to go on with.")
+
+    @property
+    def target(self) -> float | None:
+        """`target_macs` as a number."""
+        assert not isinstance(self.target_macs, str)
+        return self.target_macs
+
+
+def read_target(where: str, target: float | str | None) -> float | None:
+    """Read a share of the multiply-adds as users state it: 0.65, "0.65", "65%" or "65 %".
+
+    Raises:
+        ConvertError: it is no share above 0 and at most 1.
+    """
+    if target is None:
+        return None
+    text = str(target).strip()
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = math.nan
+    if isinstance(target, bool) or math.isnan(share):
+        raise ConvertError(f"{where}={target!r} is no share; write 0.65 or '65%'.")
+    if not 0 < share <= 1:
+        raise ConvertError(
+            f"{where}={text if text.endswith('%') else share}; it is a share of the original's multiply-adds, above 0 "
+            "and at most 1 (0.6, or '60%', saves 40 %)."
+        )
+    return share

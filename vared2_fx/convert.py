@@ -2,24 +2,34 @@
 
 import logging
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from vared2_fx import zoo
-from vared2_fx.config import ConvertConfig
+from vared2_fx.config import ConvertConfig, read_target
 from vared2_fx.errors import ConvertError, ZooError
 from vared2_fx.layers import ConvVariant, DynamicConv
+from vared2_fx.modes import evaluating, unchanged
 from vared2_fx.passes.check import check
+from vared2_fx.passes.hooks import has_hooks, no_hook_lost, watched_hooks
+from vared2_fx.passes.nesting import nesting_of
 from vared2_fx.passes.pipeline import pipeline, run_passes
 from vared2_fx.passes.plan import Plan, make_plan
-from vared2_fx.passes.shapes import Inputs, guess_shapes, measure_shapes
-from vared2_fx.passes.trace import CONVERSION, copy_model, trace
+from vared2_fx.passes.reach import check_target
+from vared2_fx.passes.shapes import Inputs, as_args, clips_of, guess_shapes, measure_shapes
+from vared2_fx.passes.trace import CONVERSION, copy_model, forget_shapes, trace
 from vared2_fx.policy.fix import full
+from vared2_fx.wrappers import inner_name, unwrapped
 
 log = logging.getLogger(__name__)
+
+_OF_GRAPH_MODULES = {name for name in dir(fx.GraphModule) if name not in dir(nn.Module)} | {"meta", "forward"}
+
+_SMALL_CLIPS = ((5, 32), (8, 64), (16, 112))
+"""(frames, pixels)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,23 +42,35 @@ class Conversion:
     """Name and number of classes of the zoo's network, None for the user's own."""
 
 
-def scan(model: nn.Module, example_inputs: Inputs | None = None, config: ConvertConfig | None = None) -> Plan:
+def scan(
+    model: nn.Module,
+    example_inputs: Inputs | None = None,
+    config: ConvertConfig | None = None,
+    *,
+    target_macs: float | str | None = None,
+) -> Plan:
     """Say what `convert` would do, layer by layer; computes and changes nothing.
 
     Args:
         model: the network.
-        example_inputs: a clip batch (N, C, T, H, W), or a sequence of positional arguments. Without, the zoo's
-            clip size for a network of the zoo, else the first usual clip size that the network runs on.
+        example_inputs: a clip batch (N, C, T, H, W), or a list of them for a network that takes a list; a tuple is
+            several positional arguments. Without, the zoo's clip size for a network of the zoo, else the first usual
+            clip size that the network runs on.
         config: what may be converted; the default `ConvertConfig()`.
+        target_macs: share of the multiply-adds that is to be reached, 0.65 or "65%"; None: any.
 
     Returns:
         The plan; `print` it.
 
     Raises:
-        ConvertError: the network cannot be traced, does not run on the example inputs, or the config names
-            layers that are not there.
+        ConvertError: the network cannot be traced, does not run on the example inputs, the config names
+            layers that are not there, or no policy comes down to `target_macs`.
     """
-    return _look(copy_model(_convertible(model)), example_inputs, config or ConvertConfig())[1]
+    target = read_target("scan: target_macs", target_macs)
+    plan = _look(copy_model(_convertible(model)), example_inputs, config or ConvertConfig())[1]
+    if target is not None:
+        check_target("scan", target, plan.reach)
+    return plan
 
 
 @torch.inference_mode(False)  # what it makes can be trained, wherever it is called
@@ -57,7 +79,8 @@ def convert(
 ) -> fx.GraphModule:
     """Make a network that decides, for each clip, which frames and channels to compute.
 
-    Until it is trained it computes what `model` computes. With example inputs that is checked on them.
+    Until it is trained it computes what `model` computes. With example inputs that is checked on them; where torch.fx
+    could not follow a part of the network also without, on a small made-up clip, if one fits.
 
     Args:
         model: the network; not changed, in no way, also when this raises.
@@ -75,28 +98,29 @@ def convert(
     own = copy_model(_convertible(model))
     gm, plan = _look(own, example_inputs, config)
     if not plan.converted:
-        reasons = sorted({f"{entry.reason} ({entry.detail})" for entry in plan.skipped})
         raise ConvertError(
-            f"convert: nothing to convert in {plan.network}: {len(plan.entries)} 3D convolutions, "
-            f"{'; '.join(reasons) or 'none at all'}. `scan(model)` lists them."
+            f"convert: nothing worth converting in {plan.network}, because {plan.why_nothing}. `scan(model)` lists its "
+            f"{len(plan.entries)} 3D convolutions."
         )
     dynamic = apply_plan(gm, plan, config, getattr(own, "vared2_source", None))
-    if example_inputs is not None:
+    inputs = _small_clip(own) if example_inputs is None and plan.untraced else example_inputs
+    if inputs is not None:
         exact = config.gate != "soft_modulation" or config.normalize
         with nullcontext() if exact else full(dynamic):
-            log.info("check: largest difference %.1e of the largest output", check(own, dynamic, example_inputs))
+            log.info("check: largest difference %.1e of the largest output", check(own, dynamic, inputs))
     return dynamic
 
 
 def conversion(dynamic: nn.Module) -> Conversion:
-    """How `dynamic` was made.
+    """How `dynamic`, maybe inside a wrapper, was made.
 
     Raises:
         ConvertError: it was not made by `convert` or `load`.
     """
-    found = getattr(dynamic, "meta", {}).get(CONVERSION, vars(dynamic).get(CONVERSION))
+    network = unwrapped(dynamic)
+    found = getattr(network, "meta", {}).get(CONVERSION, vars(network).get(CONVERSION))
     if not isinstance(found, Conversion):
-        raise ConvertError(f"{type(dynamic).__name__} is not a converted network; call convert(model) first.")
+        raise ConvertError(f"{type(network).__name__} is not a converted network; call convert(model) first.")
     return found
 
 
@@ -105,9 +129,9 @@ def apply_plan(
 ) -> fx.GraphModule:
     """Carry out `plan` on a traced network; `gm` itself is not changed."""
     dynamic = run_passes(gm, pipeline(config, plan))
-    for node in dynamic.graph.nodes:
-        node.meta.clear()  # shapes of the example; they need not hold for what comes
-    dynamic.meta[CONVERSION] = Conversion(config=config, plan=plan, source=source)
+    forget_shapes(dynamic)
+    kept = replace(config, filter=None)  # the plan holds what it chose
+    dynamic.meta[CONVERSION] = Conversion(config=kept, plan=plan, source=source)
     setattr(dynamic, CONVERSION, dynamic.meta[CONVERSION])
     return dynamic
 
@@ -127,40 +151,98 @@ def _convertible(model: nn.Module) -> nn.Module:
         raise ConvertError(f"convert: {kind} is a compiled program; convert the network that it was made from.")
     if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
         raise ConvertError(f"convert: {kind} has lazy layers without weights; run it once, then convert it.")
-    parallel = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-    for inner in ("module",) if parallel else ("_orig_mod",):  # the second is what torch.compile wraps
-        if inner in model._modules:
-            raise ConvertError(f"convert: {kind} is a wrapper; pass the network inside it, model.{inner}.")
-    if model._forward_hooks or model._forward_pre_hooks or model._backward_hooks or model._backward_pre_hooks:
+    if len({tensor.is_meta for tensor in model.state_dict().values()}) > 1:
+        raise ConvertError(f"convert: a part of {kind} is on the meta device, without values; load its weights first.")
+    clashing = [name for name, _ in (*model.named_children(), *model.named_parameters()) if name in _OF_GRAPH_MODULES]
+    if clashing and not isinstance(model, fx.GraphModule):
+        raise ConvertError(
+            f"convert: `{clashing[0]}` of {kind} is a name that torch.fx needs for itself in the converted network; "
+            "rename that part, or wrap the network in a module that holds it."
+        )
+    for path, module in model.named_modules():
+        if (inner := inner_name(module)) is not None:
+            place = "the network inside it," if not path else "a network with what is inside it,"
+            where = f"model.{path}" if path else "model"
+            raise ConvertError(
+                f"convert: {where} is a wrapper ({type(module).__name__}); pass {place} {where}.{inner}."
+            )
+        own_call = type(module).__call__ is not nn.Module.__call__
+        if own_call and not isinstance(module, (fx.GraphModule, torch.jit.ScriptModule)):
+            raise ConvertError(
+                f"convert: {type(module).__name__} (`{path}`) has a __call__ of its own, which a graph would call "
+                "twice or not at all; put what it does into forward."
+            )
+    if has_hooks(model):
         raise ConvertError(
             f"convert: {kind} itself carries hooks, which would be lost; set them on the result instead."
+        )
+    if "forward" in vars(model):
+        raise ConvertError(
+            f"convert: the forward of this {kind} was replaced on the object (patched, or compiled), which its graph "
+            "would not show. Pass the network as its class makes it, or a class of your own with that forward."
         )
     return model
 
 
 def _look(own: nn.Module, example_inputs: Inputs | None, config: ConvertConfig) -> tuple[fx.GraphModule, Plan]:
-    gm = trace(own)
-    if example_inputs is None:
-        shape, is_guess = _known_shape(gm, own)
-    else:
+    known = _zoo_inputs(own) if example_inputs is None else example_inputs
+    args = () if known is None else as_args(known)
+    with watched_hooks(own) as seen:
+        gm = trace(own, nesting_of(args), num_given=len(args))
+    no_hook_lost(gm, own, seen)
+    shape, is_guess = None if known is None else _shape_of(known), False
+    if example_inputs is not None:
         measure_shapes(gm, example_inputs)
-        shape, is_guess = _shape_of(example_inputs), False
-    return gm, make_plan(gm, config=config, input_shape=shape, input_is_guess=is_guess)
+    elif known is None or not _runs_on(gm, known):
+        shape, is_guess = guess_shapes(gm), True
+    plan = make_plan(
+        gm,
+        config=config,
+        source=own,
+        input_shape=shape,
+        input_is_guess=is_guess,
+        nesting=nesting_of(args),
+    )
+    return gm, plan
 
 
-def _known_shape(gm: fx.GraphModule, own: nn.Module) -> tuple[tuple[int, ...] | None, bool]:
+def _zoo_inputs(own: nn.Module) -> Inputs | None:
+    """What the zoo says that a network of its takes, on the device and in the dtype of `own`."""
     source = getattr(own, "vared2_source", None)
-    if source is not None:
+    if source is None:
+        return None
+    try:
+        like = next(own.parameters())
+        inputs: Inputs = tree_map_only(Tensor, lambda x: x.to(like), zoo.spec(source["name"]).example_inputs())
+        return inputs
+    except ZooError:
+        return None
+
+
+def _small_clip(own: nn.Module) -> Tensor | None:
+    """A made-up clip that `own` runs on, to check a network that could not be followed; None where none fits."""
+    conv = next(module for module in own.modules() if isinstance(module, nn.Conv3d))
+    for frames, pixels in _SMALL_CLIPS:
+        shape = (1, conv.in_channels, frames, pixels, pixels)
+        clip = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(conv.weight)
         try:
-            like = next(own.parameters())
-            clips = tree_map_only(Tensor, lambda x: x.to(like), zoo.spec(source["name"]).example_inputs())
-            measure_shapes(gm, clips)
-            return _shape_of(clips), False
-        except (ZooError, ConvertError):
-            log.info("%s does not run on the zoo's clip size", source["name"])
-    return guess_shapes(gm), True
+            with unchanged(own), evaluating(own):
+                own(clip)
+            return clip
+        except Exception:
+            continue
+    log.warning("%s: not checked, as it runs on no small clip; pass example_inputs", type(own).__name__)
+    return None
+
+
+def _runs_on(gm: fx.GraphModule, inputs: Inputs) -> bool:
+    try:
+        measure_shapes(gm, inputs)
+        return True
+    except ConvertError:
+        log.info("%s does not run on the zoo's clip size", type(gm).__name__)
+        return False
 
 
 def _shape_of(example_inputs: Inputs) -> tuple[int, ...]:
-    first = next((x for x in tree_leaves(example_inputs) if isinstance(x, Tensor)), torch.empty(1))
-    return tuple(first.shape)
+    return tuple(clips_of(example_inputs).shape)

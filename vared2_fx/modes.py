@@ -1,7 +1,8 @@
-"""Evaluation mode for a while."""
+"""Evaluation mode for a while, and other states that are given back."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,3 +19,39 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def same_attributes(model: nn.Module, *, keep: Callable[[object], bool] = lambda value: False) -> Iterator[None]:
+    """Take back what forward assigns inside the block to attributes and buffers of any module of `model`.
+
+    Args:
+        model: the network.
+        keep: which new attributes stay.
+    """
+    before = [(store, dict(store)) for module in model.modules() for store in _stores(module)]
+    try:
+        yield
+    finally:
+        for store, values in before:
+            for name in [name for name, value in store.items() if name not in values and not keep(value)]:
+                del store[name]
+            store.update((name, value) for name, value in values.items() if store.get(name) is not value)
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Take back what forward assigns inside the block, and give every buffer the value back that it had before."""
+    before = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers()]
+    with same_attributes(model):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, version, value in before:
+                    if buffer._version != version:
+                        buffer.copy_(value)
+
+
+def _stores(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    return () if isinstance(module, torch.jit.ScriptModule) else (vars(module), module._buffers)

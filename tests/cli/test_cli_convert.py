@@ -65,7 +65,7 @@ def test_a_saved_network_is_not_replaced_by_mistake(run, folder):
         ),
         (("mynets:build", "--num-classes", "3"), "--num-classes does not go with"),
         (("mynets:build", "--gate", "wooden"), "gate='wooden', expected one of softmax, gumbel"),
-        (("vared2_demo", "--exclude", "*"), "nothing to convert"),
+        (("vared2_demo", "--exclude", "*"), "nothing worth converting"),
         (("converted",), "converted is converted already; name the original"),
         (("vared2_demo", "--out", "mynets.py"), "--out mynets.py: that is a file"),
     ],

@@ -75,6 +75,7 @@ def test_every_setting_of_the_config_has_an_option():
     ("words", "message"),
     [
         (("--target-macs", "60"), "target_macs=60.0; it is a share"),
+        (("--target-macs", "0.2%"), "finetune: a target of 0.2 % of the multiply-adds is out of reach"),
         (("--epochs", "0"), "epochs=0, expected at least 1"),
         (("--train", "nix"), "`nix` does not exist"),
         (("--classes", "nix.txt"), "`nix.txt` cannot be read"),

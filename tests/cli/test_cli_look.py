@@ -26,10 +26,11 @@ def test_scan_prints_the_plan(run):
 
 def test_scan_for_a_machine(run):
     plan = json.loads(run("scan", "vared2_demo", "--json").stdout)
-    assert (plan["schema"], plan["version"], plan["network"]) == ("vared2_fx.plan", 1, "DemoNet")
+    assert (plan["schema"], plan["version"], plan["network"]) == ("vared2_fx.plan", 2, "DemoNet")
     expected = vr.scan(vr.zoo.load("vared2_demo"))
     assert [entry["path"] for entry in plan["entries"]] == [entry.path for entry in expected.entries]
     assert plan["macs"] == expected.macs
+    assert plan["reach"] == asdict(expected.reach)
 
 
 def test_scan_options(run):
@@ -43,6 +44,43 @@ def test_scan_options(run):
     assert [entry["reason"] for entry in entries] == ["convert", "excluded"]
     assert entries[0]["grid"] == {"frame_strides": [1, 2], "channel_shares": [1.0]}
     assert [e["reason"] for e in json.loads(run(*words, "--include", "3").stdout)["entries"]] == ["excluded", "convert"]
+
+
+def test_scan_names_layers_in_every_way(run):
+    words = ("scan", "vared2_demo", "--json")
+    for option, count in (("stem", 8), ("stage*", None), (r"re:stem.*", 8), ("type:Conv3d", 0)):
+        entries = json.loads(run(*words, "--exclude", option).stdout)["entries"]
+        left = sum(entry["reason"] == "convert" for entry in entries)
+        assert left == count if count is not None else 0 < left < 9
+
+
+def test_scan_with_a_target(run):
+    reach = vr.scan(vr.zoo.load("vared2_demo")).reach
+    assert run("scan", "vared2_demo", "--target-macs", "65%").stdout == run("scan", "vared2_demo").stdout
+    result = run("scan", "vared2_demo", "--target-macs", "1%", code=2)
+    assert f"this conversion reaches from {100 * reach.cheapest / reach.dense:.1f} %" in result.stderr
+    assert result.stdout == ""
+    run("convert", "vared2_demo", "--out", "saved")
+    assert "out of reach" in run("scan", "saved", "--target-macs", "0.01", code=2).stderr
+
+
+def test_scan_names_what_cannot_be_followed(run, folder):
+    words = ("scan", "mynets:branching", "--frames", "4", "--size", "16")
+    lines = (folder / "mynets.py").read_text().splitlines()
+    (where,) = json.loads(run(*words, "--json").stdout)["untraced"]
+    assert (where["path"], where["kind"], where["file"]) == ("0", "Branching", "mynets.py")
+    assert "x.sum() > 0" in lines[where["line"] - 1]
+    assert f"not followed: 0 (Branching, mynets.py:{where['line']}): TraceError" in run(*words).stdout
+    assert "0.conv" in run(*words).stdout
+
+
+def test_scan_of_networks_with_other_inputs(run):
+    plan = json.loads(run("scan", "slowfast_r50", "--size", "224", "--json").stdout)
+    assert plan["input_shape"] == [1, 3, 32, 224, 224]
+    assert plan["nesting"] == [["list", None, None]]
+    plan = json.loads(run("scan", "slow_r50_detection", "--json").stdout)
+    assert len([entry for entry in plan["entries"] if entry["reason"] == "convert"]) == 53
+    assert "Nothing worth converting, because all that could" in run("scan", "swin3d_t").stdout
 
 
 def test_scan_of_a_converted_network(run):
@@ -81,6 +119,10 @@ def test_scan_of_a_converted_network_of_ones_own(run):
         ),
         (("vared2_demo", "--frame-strides", "1,3,4"), "4 does not follow 3"),
         (("vared2_demo", "--channel-shares", "0.5"), "let it begin with 1.0"),
+        (("vared2_demo", "--include", "type:Conv4d"), "no module of type 'Conv4d'"),
+        (("vared2_demo", "--include", "re:("), "is no regular expression"),
+        (("vared2_demo", "--target-macs", "65"), "--target-macs=65.0; it is a share"),
+        (("vared2_demo", "--target-macs", "half"), "--target-macs='half' is no share; write 0.65 or '65%'"),
         (("mynets:build", "--size", "16"), "--frames and --size: give both"),
     ],
 )

@@ -1,5 +1,7 @@
 """The check: it passes what is equal and finds what is not."""
 
+import operator
+
 import pytest
 import torch
 from networks import CONVS, Net, make_clip, tiny_net
@@ -43,6 +45,81 @@ def test_a_lost_part_is_found():
     wrong.recompile()
     with pytest.raises(ConvertError, match="differs"):
         check(tiny_net(), wrong, CLIP)
+
+
+def test_the_first_node_that_differs_is_named():
+    dynamic = vr.convert(tiny_net())
+    regions(dynamic)["down.0"].gate.out.bias.data[1] = 9.0
+    with pytest.raises(ConvertError, match=r"first in what `down\.0` gives"):
+        check(tiny_net(), dynamic, CLIP)
+    wrong = trace(tiny_net())
+    (added,) = [node for node in wrong.graph.nodes if node.target is operator.add]
+    added.replace_all_uses_with(added.args[0])
+    wrong.recompile()
+    with pytest.raises(ConvertError, match=r"first in what `last` is given \(node `down_2`\)"):
+        check(tiny_net(), wrong, CLIP)
+
+
+class Reshaping(Net):
+    """What a graph that was made for one shape does at another."""
+
+    def __init__(self, right: bool, frames: int | None = None, clips: int | None = None) -> None:
+        super().__init__()
+        self.right, self.frames, self.clips = right, frames, clips
+
+    def forward(self, x: Tensor) -> Tensor:
+        wrong = self.frames not in (None, x.shape[2]) or self.clips not in (None, x.shape[0])
+        return super().forward(x if self.right or not wrong else -x)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "size"), [({"frames": 8}, r"\(2, 3, 5, 16, 16\)"), ({"clips": 2}, r"\(1, 3, 8, 16, 16\)")]
+)
+def test_another_batch_size_and_clip_length_are_looked_at(frozen, size):
+    def made(right: bool) -> Reshaping:
+        torch.manual_seed(0)
+        return Reshaping(right, **frozen).eval()
+
+    assert check(made(True), trace(made(True)), CLIP) == 0.0
+    with pytest.raises(ConvertError, match=rf"on inputs of shape {size} .* first in what `a` is given"):
+        check(made(True), trace(made(False)), CLIP)
+
+
+class OneLength(Reshaping):
+    """Accepts `frames` and more only, or exactly them."""
+
+    def __init__(self, right: bool, frames: int, longest: int) -> None:
+        super().__init__(right, frames)
+        self.longest = longest
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.frames <= x.shape[2] <= self.longest:
+            raise ValueError(x.shape[2])
+        return super().forward(x)
+
+
+def test_a_length_that_the_original_refuses_is_left_out():
+    def made(right: bool, longest: int) -> OneLength:
+        torch.manual_seed(0)
+        return OneLength(right, 8, longest).eval()
+
+    assert check(made(True, 8), trace(made(False, 8)), CLIP) == 0.0  # nothing to compare at another length
+    with pytest.raises(ConvertError, match=r"\(2, 3, 12, 16, 16\)"):
+        check(made(True, 12), trace(made(False, 12)), CLIP)
+
+
+def test_a_converted_network_that_does_not_run_is_found():
+    class Refusing(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[0] == 1:
+                raise ValueError("no single clip")
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    original = Net().eval()
+    torch.manual_seed(0)
+    with pytest.raises(ConvertError, match=r"runs on inputs of shape \(1, .* does not \(ValueError: no single clip"):
+        check(original, trace(Refusing().eval()), CLIP)
 
 
 class Returning(Net):

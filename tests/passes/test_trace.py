@@ -82,16 +82,6 @@ def test_a_fork_keeps_what_it_is_told_of_itself():
     assert fork(traced).meta["note"] == 1
 
 
-class Branching(Net):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x if x.sum() > 0 else -x)
-
-
-def test_what_cannot_be_followed_is_an_error_that_says_so():
-    with pytest.raises(ConvertError, match=r"cannot follow Branching.forward .*control flow.*in a module of its own"):
-        trace(Branching())
-
-
 def test_what_cannot_be_copied_is_an_error_that_says_so():
     model = Net()
     model.seen = model(make_clip(1, 3, 4, 8, 8))  # a tensor with a history

@@ -91,7 +91,7 @@ def test_text_fits_100_columns_and_says_what_matters(made):
     for part in (
         "TinyNet: 5 dynamic layers, 6 clips of 3×8×16×16",
         "note: weights are random.",
-        "excluded: by include",
+        "excluded: exclude names it by",
     ):
         assert part in text
     for layer in made.layers:

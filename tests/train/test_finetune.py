@@ -178,6 +178,27 @@ def test_user_mistakes_are_named(tmp_path):
         vr.finetune(small_net(), train, val, config())
 
 
+@pytest.mark.parametrize("target", ["2%", 0.02])
+def test_a_target_out_of_reach_is_refused_before_the_first_step(target, untouched, tmp_path):
+    dynamic, (train, val) = vr.convert(small_net()), loaders()
+    with (
+        untouched(dynamic),
+        pytest.raises(ConvertError, match=r"finetune: a target of 2.0 % .* reaches from \d+\.\d %"),
+    ):
+        vr.finetune(dynamic, train, val, config(target_macs=target, out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_reachable_is_asked_at_the_size_of_the_clips():
+    """Frames that the plan's guess knows nothing of: with one frame nothing is left to skip."""
+    dynamic = vr.convert(small_net(), config=vr.ConvertConfig(channel_shares=(1.0,), min_macs_share=0.0))
+    clips, labels = torch.randn(4, 1, 1, 8, 8), torch.zeros(4, dtype=torch.long)
+    one_frame = DataLoader(TensorDataset(clips, labels), batch_size=4)
+    with pytest.raises(ConvertError, match=r"reaches from 1\d\d\.\d % \(cheapest policy\) to 1"):
+        vr.finetune(dynamic, one_frame, one_frame, config(target_macs="80%"))
+    assert vr.finetune(dynamic, *loaders(), config(epochs=1, target_macs="80%")).history
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vared2_fx import checkpoint
-from vared2_fx.cli.inputs import example_clip
+from vared2_fx.cli.inputs import example_inputs
 from vared2_fx.cli.look import plan_document
 from vared2_fx.cli.networks import kind_of, open_network
 from vared2_fx.cli.options import (
@@ -70,7 +70,7 @@ def convert(
     opened = open_network(network, pretrained=pretrained, weights=weights, num_classes=num_classes)
     for note in opened.notes:
         say(f"note: {note}")
-    dynamic = convert_network(opened.model, example_clip(opened, frames=frames, size=size), config)
+    dynamic = convert_network(opened.model, example_inputs(opened, frames=frames, size=size), config)
     checkpoint.save(dynamic, out)
     plan = conversion(dynamic).plan
     if json:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vared2_fx.cli.inputs import clip_config, example_clip
+from vared2_fx.cli.inputs import clip_config, example_inputs
 from vared2_fx.cli.networks import CLASSES_FILE, Network, num_classes_of, open_network, place
 from vared2_fx.cli.options import (
     CHANNEL_SHARES,
@@ -81,10 +81,10 @@ def finetune(
     ],
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     target_macs: Annotated[
-        float | None,
+        str | None,
         _option(
-            "Share of the original's multiply-adds to come down to; 0.6 saves 40 %. Otherwise as low as "
-            "--efficiency-weight pushes.",
+            "Share of the original's multiply-adds to come down to; `60%` or 0.6 saves 40 %; refused where no policy "
+            "can. Otherwise as low as --efficiency-weight pushes.",
             show_default=False,
         ),
     ] = None,
@@ -181,7 +181,7 @@ def finetune(
     _check_classes(opened, network, listing.classes)
     dynamic = opened.converted
     if dynamic is None:
-        dynamic = convert(opened.model, example_clip(opened, frames=frames, size=size), conversion_config)
+        dynamic = convert(opened.model, example_inputs(opened, frames=frames, size=size), conversion_config)
     clips = clip_config(opened, frames=frames, size=size, sampling_rate=sampling_rate)
     load = partial(make_loader, config=clips, batch_size=batch_size, num_workers=workers, seed=seed)
     train_loader, val_loader = load(listing, training=True, flip=flip), load(val_listing)

@@ -4,7 +4,7 @@ N clips, C channels, T frames, H height, W width.
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from vared2_fx.cli.networks import Network
 from vared2_fx.convert import conversion
 from vared2_fx.errors import Vared2Error
+from vared2_fx.packing import packer
 
 if TYPE_CHECKING:
     from vared2_fx.data import ClipConfig
@@ -30,6 +31,12 @@ def example_clip(network: Network, *, frames: int | None, size: int | None) -> T
     if t is None or s is None:
         raise Vared2Error("--frames and --size: give both, for a network that is not the zoo's.")
     return torch.randn(1, 3, t, s, s, generator=torch.Generator().manual_seed(0))
+
+
+def example_inputs(network: Network, *, frames: int | None, size: int | None) -> tuple[Any, ...] | None:
+    """What the network is called with for `example_clip`; None where nothing says its size."""
+    clip = example_clip(network, frames=frames, size=size)
+    return None if clip is None else packer(network.model, boxes=True)(clip)
 
 
 def clip_config(network: Network, *, frames: int | None, size: int | None, sampling_rate: int | None) -> "ClipConfig":

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vared2_fx import zoo as networks
-from vared2_fx.cli.inputs import example_clip
+from vared2_fx.cli.inputs import example_inputs
 from vared2_fx.cli.networks import open_network
 from vared2_fx.cli.options import (
     CHANNEL_SHARES,
@@ -18,12 +18,15 @@ from vared2_fx.cli.options import (
     Json,
     NetworkOrFolder,
     Size,
+    TargetMacs,
     convert_config,
 )
 from vared2_fx.cli.output import say, show, show_json
+from vared2_fx.config import read_target
 from vared2_fx.convert import conversion
 from vared2_fx.convert import scan as scan_network
 from vared2_fx.passes.plan import Plan
+from vared2_fx.passes.reach import check_target
 from vared2_fx.tables import text_table
 
 
@@ -59,6 +62,7 @@ def scan(
     exclude: Exclude = None,
     frame_strides: FrameStrides = FRAME_STRIDES,
     channel_shares: ChannelShares = CHANNEL_SHARES,
+    target_macs: TargetMacs = None,
     frames: Frames = None,
     size: Size = None,
     base: Base = None,
@@ -66,13 +70,18 @@ def scan(
 ) -> None:
     """Show what `convert` would do to a network, or has done, layer by layer. Changes and computes nothing.
 
+    Also what is reachable: multiply-adds with everything computed, at the middle, and at the cheapest policy.
+
     Examples:
     * `vared2 scan x3d_s`
+
+    * `vared2 scan x3d_s --target-macs 60%`  (is that within reach?)
 
     * `vared2 scan r3d_18 --exclude 'stem.*' --frame-strides 1,2`
 
     * `vared2 scan mynets:build --frames 16 --size 112`  (the function `build` in mynets.py, here)
     """
+    target = read_target("--target-macs", target_macs)
     opened = open_network(network, base=base)
     if opened.converted is not None:
         say(f"{network} is converted already; this is how it was done.")
@@ -81,7 +90,9 @@ def scan(
         config = convert_config(
             include=include, exclude=exclude, frame_strides=frame_strides, channel_shares=channel_shares
         )
-        plan = scan_network(opened.model, example_clip(opened, frames=frames, size=size), config)
+        plan = scan_network(opened.model, example_inputs(opened, frames=frames, size=size), config)
+    if target is not None:
+        check_target("--target-macs", target, plan.reach)
     if json:
         show_json(plan_document(plan))
     else:
@@ -90,4 +101,5 @@ def scan(
 
 def plan_document(plan: Plan) -> dict[str, Any]:
     """A plan for JSON."""
-    return {"schema": "vared2_fx.plan", "version": 1, **asdict(plan)}
+    reach = None if plan.reach is None else asdict(plan.reach)
+    return {"schema": "vared2_fx.plan", "version": 2, **asdict(plan), "reach": reach}

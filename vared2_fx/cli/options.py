@@ -71,7 +71,8 @@ Include = Annotated[
     list[str] | None,
     typer.Option(
         metavar="PATTERN",
-        help="Convert only layers whose path matches, such as `blocks.3.*`; may be repeated.",
+        help="Convert only these layers: a path and all inside it (`blocks.3`), a shell pattern (`blocks.*.conv`), "
+        "`re:` and a regular expression, or `type:` and a class name; may be repeated.",
         show_default=False,
         rich_help_panel=_CONVERSION,
     ),
@@ -80,7 +81,7 @@ Exclude = Annotated[
     list[str] | None,
     typer.Option(
         metavar="PATTERN",
-        help="Keep layers static whose path matches; wins over --include; may be repeated.",
+        help="Keep these layers static, named in the same ways; wins over --include; may be repeated.",
         show_default=False,
         rich_help_panel=_CONVERSION,
     ),
@@ -107,6 +108,15 @@ Gate = Annotated[
         metavar="KIND",
         help="How a decision is taken: `softmax` and `gumbel` pick one choice, `soft_modulation` weighs all.",
         rich_help_panel=_CONVERSION,
+    ),
+]
+
+TargetMacs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Share of the original's multiply-adds to come down to, `60%` or 0.6; refused where no policy can.",
+        show_default=False,
     ),
 ]
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from vared2_fx.cli.inputs import clip_config, example_clip
+from vared2_fx.cli.inputs import clip_config, example_clip, example_inputs
 from vared2_fx.cli.networks import CLASSES_FILE, Network, num_classes_of, open_network, place
 from vared2_fx.cli.options import (
     Base,
@@ -86,7 +86,7 @@ def report(
     notes = list(opened.notes)
     dynamic = opened.converted
     if dynamic is None:
-        dynamic = convert(opened.model, example_clip(opened, frames=frames, size=size))
+        dynamic = convert(opened.model, example_inputs(opened, frames=frames, size=size))
         notes.append("converted on the spot and not fine-tuned: every gate still computes everything.")
     place(dynamic, device)
     clips: Iterable[Any]

@@ -1,17 +1,20 @@
 """Decide, for every convolution, whether it is converted and with which choices; changes nothing."""
 
-import difflib
-from collections.abc import Iterable
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+import textwrap
+from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
 from vared2_fx.config import ConvertConfig
 from vared2_fx.errors import ConvertError
-from vared2_fx.layers import ChoiceGrid, ConvGeometry
-from vared2_fx.passes.regions import Reason, Site, conv_sites, why_not
+from vared2_fx.layers import Choice, ChoiceGrid, ConvGeometry
+from vared2_fx.passes.nesting import Nesting
+from vared2_fx.passes.reach import Level, Reach, level_index, price, reach_of
+from vared2_fx.passes.regions import Hidden, Reason, Site, conv_sites, hidden_convs, why_not
+from vared2_fx.passes.select import Deselected, select
 from vared2_fx.passes.shapes import total_macs
+from vared2_fx.passes.trace import UNTRACED
+from vared2_fx.passes.untraced import Untraced, together
 from vared2_fx.tables import by, percent, si, text_table
 
 
@@ -32,6 +35,11 @@ class PlanEntry:
     """Multiply-adds per clip."""
     grid: ChoiceGrid
     """The choices it gets; only the full one where it stays static."""
+    choice_macs: tuple[int, ...] | None = None
+    """Multiply-adds per clip of each choice, in the order of `grid.all()`, cheap operations counted, the gate not; None
+    where it stays static, shapes are unknown, or these clips take a branch without it."""
+    gate_macs: int | None = None
+    """Operations per clip of its gate; None as above."""
 
     @property
     def converts(self) -> bool:
@@ -51,6 +59,10 @@ class Plan:
     """The caller gave no example inputs: `input_shape` is a usual size that the network runs on."""
     macs: int | None
     """Multiply-adds per clip of the whole network, convolutions and matrix products."""
+    untraced: tuple[Untraced, ...] = ()
+    """Modules that torch.fx could not follow. Each runs its own code; the convolutions inside convert on their own."""
+    nesting: Nesting = ()
+    """How lists and dicts lie in each other in the arguments that the network was traced for."""
 
     @property
     def converted(self) -> tuple[PlanEntry, ...]:
@@ -61,6 +73,38 @@ class Plan:
     def skipped(self) -> tuple[PlanEntry, ...]:
         """The entries that stay static."""
         return tuple(entry for entry in self.entries if not entry.converts)
+
+    @property
+    def reach(self) -> Reach | None:
+        """What the converted network can come down to; None where shapes are unknown."""
+        if self.macs is None:
+            return None
+        return reach_of(self.macs, [(e.choice_macs, e.gate_macs or 0) for e in self.converted if e.choice_macs])
+
+    def policy(self, level: Level) -> dict[str, Choice]:
+        """The choices, for `vared2_fx.policy`, with which the converted network takes the multiply-adds in `reach`.
+
+        Raises:
+            ConvertError: shapes are unknown, so that choices have no price.
+        """
+        chosen = {}
+        for entry in self.converted:
+            if entry.choice_macs is None and self.macs is not None:
+                continue  # in a branch that these clips do not take
+            if entry.choice_macs is None and level != "full":
+                raise ConvertError(f"plan: what {entry.path} costs is unknown; scan with example_inputs.")
+            chosen[entry.path] = entry.grid.all()[level_index(entry.choice_macs or (0,), level)]
+        return chosen
+
+    @property
+    def why_nothing(self) -> str:
+        """Why nothing converts, in words; empty where something does."""
+        if self.converted:
+            return ""
+        order = ("not_worth_it", *sorted({entry.reason for entry in self.skipped} - {"not_worth_it"}))
+        details = {entry.reason: entry.detail for entry in self.skipped}
+        reasons = "; ".join(f"{details[reason]} ({reason})" for reason in order if reason in details)
+        return reasons or "it has no 3D convolution"
 
     def __str__(self) -> str:
         """A table of every convolution, fit for 100 columns."""
@@ -78,63 +122,81 @@ class Plan:
             head += f", {percent(inside / max(1, self.macs))} of {si(self.macs)}MACs"
             head += f"; {'guessed ' if self.input_is_guess else ''}input {by(self.input_shape)}"
         columns = ("layer", "operation", ">output", ">MACs", "choices")
-        reasons = {entry.reason: entry.detail for entry in self.skipped}
-        notes = [f"static, {code}: {detail}" for code, detail in sorted(reasons.items())]
-        return "\n".join([head, text_table(columns, rows), *notes])
+        reach = [str(self.reach)] if self.reach is not None and self.converted else []
+        notes = [f"static, {code}: {detail}" for code, detail in sorted({(e.reason, e.detail) for e in self.skipped})]
+        lines = [line for note in notes for line in textwrap.wrap(note, 100, subsequent_indent="  ")]
+        lines += [] if self.converted else [f"Nothing worth converting, because {self.why_nothing}."]
+        lines += [f"not followed: {text}" for text in together(self.untraced)]
+        return "\n".join([head, *reach, text_table(columns, rows), *lines])
 
 
 def make_plan(
     gm: fx.GraphModule,
     *,
     config: ConvertConfig,
+    source: nn.Module | None = None,
     input_shape: tuple[int, ...] | None = None,
     input_is_guess: bool = False,
+    nesting: Nesting = (),
 ) -> Plan:
     """Decide for every convolution of a traced (and, where possible, measured) network.
 
+    Args:
+        gm: the traced network.
+        config: what may be converted.
+        source: the network before it was traced, for `include`, `exclude` and `filter`; without, `gm`, whose
+            containers have lost their types.
+        input_shape: of the clips that `gm` was measured with.
+        input_is_guess: see `Plan`.
+        nesting: see `Plan`.
+
     Raises:
-        ConvertError: a pattern in `include` or `exclude` matches no convolution.
+        ConvertError: an entry of `include` or `exclude` matches no convolution, or `filter` fails.
     """
-    sites = conv_sites(gm)
-    for name in ("include", "exclude"):
-        _check_patterns(f"ConvertConfig.{name}", getattr(config, name), [site.path for site in sites])
+    sites, hidden = conv_sites(gm), list(hidden_convs(gm))
+    paths = [site.path for site in sites] + [place.path for place in hidden]
+    deselected = select(paths, config, gm if source is None else source)
     batch = input_shape[0] if input_shape else 1
     network = total_macs(gm) // batch if input_shape else None
+    order = {node: position for position, node in enumerate(gm.graph.nodes)}
+    entries = [(order[site.first], _entry(site, config, deselected, network, batch)) for site in sites]
+    entries += [(order[place.node], _hidden_entry(place, batch)) for place in hidden]
     return Plan(
         network=type(gm).__name__,
-        entries=tuple(_entry(site, config, network, batch) for site in sites),
+        entries=_worth_it(tuple(entry for _, entry in sorted(entries, key=lambda pair: pair[0])), config, network),
         input_shape=input_shape,
         input_is_guess=input_is_guess,
         macs=network,
+        untraced=gm.meta.get(UNTRACED, ()),
+        nesting=nesting,
     )
 
 
-def matches(path: str, patterns: Iterable[str]) -> bool:
-    """Whether one of the shell patterns matches `path`."""
-    return any(fnmatchcase(path, pattern) for pattern in patterns)
+def _worth_it(entries: tuple[PlanEntry, ...], config: ConvertConfig, network: int | None) -> tuple[PlanEntry, ...]:
+    """`entries`, or none converted where too little of the network could convert, whatever the user kept out of it."""
+    inside = sum(entry.macs or 0 for entry in entries if entry.converts or entry.reason in ("excluded", "filtered"))
+    if not network or inside >= config.min_total_share * network:
+        return entries
+    detail = (
+        f"all that could convert does {percent(inside / network)} of the network's multiply-adds, "
+        f"less than min_total_share={config.min_total_share:g}"
+    )
+    static = {"reason": "not_worth_it", "detail": detail, "grid": ChoiceGrid((1,), (1.0,))}
+    return tuple(replace(entry, **static) if entry.converts else entry for entry in entries)  # type: ignore[arg-type]
 
 
-def _check_patterns(where: str, patterns: tuple[str, ...], paths: list[str]) -> None:
-    for pattern in patterns:
-        if pattern != "*" and not any(fnmatchcase(path, pattern) for path in paths):
-            near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.4)
-            hint = f"; near it are {', '.join(near)}" if near else ""
-            raise ConvertError(f"{where}: {pattern!r} matches none of the {len(paths)} 3D convolutions{hint}.")
-
-
-def _entry(site: Site, config: ConvertConfig, network: int | None, batch: int) -> PlanEntry:
+def _entry(site: Site, config: ConvertConfig, deselected: Deselected, network: int | None, batch: int) -> PlanEntry:
     node = site.nodes[0]
-    source = node.args[0] if node.args else node.kwargs["input"]
-    in_shape = source.meta.get("shape") if isinstance(source, fx.Node) else None
-    out_shape = node.meta.get("shape")
+    in_shape, out_shape = _shapes(node)
     macs = sum(call.meta["macs"] for call in site.nodes) // batch if "macs" in node.meta else None
     grid = ChoiceGrid((1,), (1.0,))
-    reason, detail = why_not(site) or _thresholds(site, config, out_shape, macs, network) or ("convert", "")
+    found = why_not(site) or deselected.get(site.path) or _thresholds(site, config, out_shape, macs, network)
+    reason, detail = found or ("convert", "")
     if reason == "convert":
         grid = _offered(site, config, out_shape)
         if len(grid) == 1:
             reason, detail = "no_choice", "no frame stride or channel share of the config makes it cheaper"
-    return PlanEntry(
+    entry = PlanEntry(
         path=site.path,
         operation=_describe(site.conv),
         reason=reason,
@@ -144,14 +206,38 @@ def _entry(site: Site, config: ConvertConfig, network: int | None, batch: int) -
         macs=macs,
         grid=grid,
     )
+    if reason != "convert" or in_shape is None:
+        return entry
+    assert isinstance(site.conv, nn.Conv3d)
+    t, h, w = in_shape[2:]
+    choice_macs, gate_macs = price(site.conv, grid, config, (t, h, w))
+    return replace(entry, choice_macs=choice_macs, gate_macs=gate_macs)
+
+
+def _hidden_entry(place: Hidden, batch: int) -> PlanEntry:
+    in_shape, out_shape = _shapes(place.node)
+    return PlanEntry(
+        path=place.path,
+        operation=place.operation,
+        reason=place.reason,
+        detail=place.detail,
+        in_shape=tuple(in_shape[1:]) if in_shape else None,
+        out_shape=tuple(out_shape[1:]) if out_shape else None,
+        macs=None if place.macs is None else place.macs // batch,
+        grid=ChoiceGrid((1,), (1.0,)),
+    )
+
+
+def _shapes(node: fx.Node) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+    """Shape of the first input and of the output, batch included."""
+    source = node.args[0] if node.args else node.kwargs.get("input")
+    return source.meta.get("shape") if isinstance(source, fx.Node) else None, node.meta.get("shape")
 
 
 def _thresholds(
     site: Site, config: ConvertConfig, out_shape: tuple[int, ...] | None, macs: int | None, network: int | None
 ) -> tuple[Reason, str] | None:
     assert isinstance(site.conv, nn.Conv3d)
-    if not matches(site.path, config.include) or matches(site.path, config.exclude):
-        return "excluded", "by include or exclude of the config"
     if site.conv.out_channels < config.min_channels:
         return "few_channels", f"fewer than min_channels={config.min_channels} output channels"
     if out_shape is not None and len(out_shape) != 5:

@@ -1,6 +1,7 @@
 """Put dynamic regions in, take decisions out, fix choices: GraphModule → new GraphModule."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,15 +17,18 @@ from vared2_fx.layers import (
     DynamicConv,
     FrameRebuild,
     Gate,
+    SelfGated,
     predict_channels,
 )
-from vared2_fx.passes.trace import calls, fork, module_of
+from vared2_fx.passes.leaves import inner_regions, inner_targets, leaves, replace_inside, run_recorded
+from vared2_fx.passes.trace import calls, fork, kept_call, module_of
 
 
 def gate_convs(gm: fx.GraphModule, *, sites: Mapping[str, ChoiceGrid], config: ConvertConfig) -> fx.GraphModule:
     """Put a gate and a dynamic convolution in place of the convolution at each site.
 
-    The gate is a node `<path>.gate` in front of the region `<path>`, its decision the region's second argument.
+    The gate is a node `<path>.gate` in front of the region `<path>`, its decision the region's second argument. In a
+    leaf, where there are no nodes, one module holds both.
 
     Needs: each site is a Conv3d that is called exactly once.
     Keeps: inputs, outputs and, while every gate picks the full choice, every bit of the result.
@@ -32,17 +36,25 @@ def gate_convs(gm: fx.GraphModule, *, sites: Mapping[str, ChoiceGrid], config: C
     Raises:
         ConvertError: a site is missing, or is called more than once.
     """
-    nodes = {}
-    for path in sites:  # look at everything before changing anything
+    nodes, in_leaves = {}, inner_targets(gm)
+    for path in (path for path in sites if path not in in_leaves):  # look at everything before changing anything
         called = gm.graph.find_nodes(op="call_module", target=path)
         if len(called) != 1:
             raise ConvertError(
                 f"gate_convs: `{path}` is called {len(called)} times, expected 1. Each call would need its own "
                 f"gate; keep it static with ConvertConfig(exclude=({path!r},))."
             )
+        if not isinstance(module_of(gm, called[0]), nn.Conv3d):
+            raise ConvertError(f"gate_convs: `{path}` is a {type(module_of(gm, called[0])).__name__}, no Conv3d.")
         nodes[path] = called[0]
     out = fork(gm)
     for path, grid in sites.items():
+        if path in in_leaves:
+            target, name = in_leaves[path]
+            leaf = out.get_submodule(target)
+            region = make_region(leaf.get_submodule(name), grid, config, mean=None)
+            replace_inside(leaf, name, SelfGated(region))
+            continue
         region = make_region(out.get_submodule(path), grid, config, mean=_mean_after(gm, nodes[path]))
         out.set_submodule(path, region)
         (node,) = out.graph.find_nodes(op="call_module", target=path)
@@ -88,7 +100,12 @@ def make_region(conv: nn.Module, grid: ChoiceGrid, config: ConvertConfig, *, mea
 
 def regions(gm: fx.GraphModule) -> dict[str, DynamicConv]:
     """The dynamic regions of a converted network by path, in the order in which they run."""
-    return {str(node.target): module_of(gm, node) for node in calls(gm, DynamicConv)}
+    found: dict[str, DynamicConv] = {}
+    for node in calls(gm, nn.Module):
+        if isinstance(module_of(gm, node), DynamicConv):
+            found[str(node.target)] = module_of(gm, node)
+        found.update({path: module.region for path, module in inner_regions(gm, str(node.target)).items()})
+    return found
 
 
 def with_decisions(dynamic: fx.GraphModule) -> fx.GraphModule:
@@ -99,7 +116,8 @@ def with_decisions(dynamic: fx.GraphModule) -> fx.GraphModule:
 
     Returns:
         A network that shares every module with `dynamic`; its forward takes the same inputs and returns
-        `(output, {path: Decision})`. Wrap this one in DDP, and feed its decisions to `efficiency_loss`.
+        `(output, {path: Decision})`; inside a module that could not be followed, only of what it called. Wrap this one
+        in DDP, and feed its decisions to `efficiency_loss`.
 
     Raises:
         ConvertError: `dynamic` holds no dynamic region.
@@ -112,10 +130,15 @@ def with_decisions(dynamic: fx.GraphModule) -> fx.GraphModule:
             macs = out.graph.call_module(f"{node.target}.cost", (x,))
             table, gate_macs = (out.graph.call_function(_item, (macs, i)) for i in range(2))
             decisions[str(node.target)] = out.graph.call_function(Decision, (weights, table, gate_macs))
-    if not decisions:
+    inside = [_record_leaf(out, node) for node in calls(out, nn.Module) if inner_regions(out, str(node.target))]
+    if not decisions and not inside:
         raise ConvertError("with_decisions: the network holds no dynamic region; convert it first.")
     output = out.graph.output_node()
-    output.args = ((output.args[0], decisions),)
+    found: Any = decisions
+    if inside:
+        with out.graph.inserting_before(output):
+            found = kept_call(out.graph, joined, (decisions, *inside))
+    output.args = ((output.args[0], found),)
     out.graph.lint()
     out.recompile()
     return out
@@ -158,12 +181,31 @@ def _replace_regions(dynamic: fx.GraphModule, make: Callable[[str, DynamicConv],
         out.set_submodule(path, make(path, module_of(out, node)))
         node.args = (x,)
         out.graph.erase_node(decision)
+    for target, leaf in leaves(out).items():
+        for path, module in inner_regions(out, target).items():
+            replace_inside(leaf, inner_targets(out)[path][1], make(path, module.region))
     out.graph.lint()
     out.recompile()
     return out
 
 
-def _item(values: tuple[Tensor, Tensor], index: int) -> Tensor:
+def _record_leaf(out: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """Let the decisions taken inside a leaf come out beside its output; returns the node that has them."""
+    with out.graph.inserting_before(node):
+        leaf = out.graph.get_attr(str(node.target))
+        both = kept_call(out.graph, run_recorded, (leaf, node.args, node.kwargs, str(node.target)))
+        result, decisions = (out.graph.call_function(_item, (both, i)) for i in range(2))
+    node.replace_all_uses_with(result)
+    out.graph.erase_node(node)
+    return decisions
+
+
+def joined(*decisions: dict[str, Decision]) -> dict[str, Decision]:
+    """Those of the graph and of every leaf in one dict."""
+    return {path: decision for some in decisions for path, decision in some.items()}
+
+
+def _item(values: tuple[Any, ...], index: int) -> Any:
     return values[index]
 
 

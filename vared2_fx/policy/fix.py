@@ -1,23 +1,26 @@
 """Fixing what the gates decide: for a while, or for good."""
 
-import copy
-import difflib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
+from typing import cast
 
-from torch import fx
+from torch import fx, nn
 
 from vared2_fx.errors import ConvertError
 from vared2_fx.layers import FULL, Choice, ChoiceGrid, fixed_decisions
+from vared2_fx.passes.decisions import without_decisions
+from vared2_fx.passes.leaves import WHOLE
 from vared2_fx.passes.rewrite import fix_choices, regions, remove_gates
-from vared2_fx.passes.trace import CONVERSION
+from vared2_fx.passes.trace import CONVERSION, copy_model
+from vared2_fx.patterns import check_pattern, matching, no_match
+from vared2_fx.wrappers import unwrapped
 
 log = logging.getLogger(__name__)
 
 Choices = Mapping[str, tuple[int, float]]
-"""Choices by path pattern: `{"blocks.3.*": (2, 0.5)}` is R = 2, r = 1/2. Later entries win."""
+"""Choices by path, shell pattern or `re:` pattern (see `vared2_fx.patterns`): `{"blocks.3": (2, 0.5)}` is R = 2,
+r = 1/2 for all inside `blocks.3`. Later entries win."""
 
 
 @contextmanager
@@ -27,16 +30,16 @@ def policy(dynamic: fx.GraphModule, choices: Choices) -> Iterator[dict[str, Choi
     Holds for this thread only; blocks nest, the inner one wins; the network itself is not changed.
 
     Args:
-        dynamic: a converted network.
+        dynamic: a converted network, maybe inside a wrapper.
         choices: (R, r) by path pattern; a region that does not offer its choice takes the nearest one.
 
     Yields:
         The choice of each region that a pattern names.
 
     Raises:
-        ConvertError: a pattern matches no region.
+        ConvertError: a pattern matches no region, or `dynamic` holds none.
     """
-    found = regions(dynamic)
+    found = regions(_converted("policy", dynamic))
     taken = resolve_choices({path: region.grid for path, region in found.items()}, choices)
     with fixed_decisions({found[path].gate: found[path].grid.index(choice) for path, choice in taken.items()}):
         yield taken
@@ -60,13 +63,14 @@ def specialize(dynamic: fx.GraphModule, choices: Choices) -> fx.GraphModule:
         A GraphModule of plain operators without gates, sharing its weights with `dynamic`.
 
     Raises:
-        ConvertError: a pattern matches no region.
+        ConvertError: a pattern matches no region, or `dynamic` holds none.
     """
+    dynamic = _converted("specialize", dynamic)
     grids = {path: region.grid for path, region in regions(dynamic).items()}
     return fix_choices(dynamic, dict.fromkeys(grids, FULL) | resolve_choices(grids, choices))
 
 
-def unload(dynamic: fx.GraphModule) -> fx.GraphModule:
+def unload(dynamic: fx.GraphModule) -> nn.Module:
     """Give back the original network: plain convolutions in place of the regions, no gates.
 
     Args:
@@ -75,11 +79,16 @@ def unload(dynamic: fx.GraphModule) -> fx.GraphModule:
     Returns:
         A network with weights of its own, those that `dynamic` has now. Parameters have the original's names:
         `model.load_state_dict(unload(dynamic).state_dict())` takes fine-tuned weights back into the original class.
+        (It is of the original class already where torch.fx could not follow the network's own forward function.)
+
+    Raises:
+        ConvertError: `dynamic` holds no dynamic region, so that nothing of it can be undone.
     """
-    original = copy.deepcopy(remove_gates(dynamic))
+    original = cast("fx.GraphModule", copy_model(remove_gates(_converted("unload", dynamic))))
     original.meta.pop(CONVERSION, None)
     vars(original).pop(CONVERSION, None)
-    return original
+    whole: nn.Module | None = original._modules.get(WHOLE)
+    return original if whole is None else whole
 
 
 def resolve_choices(grids: Mapping[str, ChoiceGrid], choices: Choices) -> dict[str, Choice]:
@@ -90,13 +99,25 @@ def resolve_choices(grids: Mapping[str, ChoiceGrid], choices: Choices) -> dict[s
     """
     taken = {}
     for pattern, (stride, share) in choices.items():
-        paths = [path for path in grids if fnmatchcase(path, pattern)]
+        check_pattern("policy", pattern)
+        paths = matching(pattern, grids)
         if not paths:
-            near = difflib.get_close_matches(pattern, grids, n=3, cutoff=0.4)
-            hint = f"; near it are {', '.join(near)}" if near else ""
-            raise ConvertError(f"policy: {pattern!r} matches none of the {len(grids)} dynamic regions{hint}.")
+            raise no_match("policy", pattern, grids, "dynamic regions")
         for path in paths:
             taken[path] = grids[path].nearest((stride, share))
             if taken[path] != (stride, share):
                 log.info("%s: R=%s r=%g is not offered, takes %s", path, stride, share, taken[path])
     return taken
+
+
+def _converted(where: str, dynamic: nn.Module) -> fx.GraphModule:
+    """`dynamic` without its wrappers."""
+    network = unwrapped(dynamic)
+    if isinstance(network, fx.GraphModule):
+        network = without_decisions(network)
+    if not isinstance(network, fx.GraphModule) or not regions(network):
+        raise ConvertError(
+            f"{where}: this {type(network).__name__} holds no dynamic region. Pass what convert or load returned; what "
+            "was specialised has lost its gates."
+        )
+    return network

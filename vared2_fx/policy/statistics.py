@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from vared2_fx.layers import FULL, Decision
+from vared2_fx.passes.nesting import nesting_of
 from vared2_fx.passes.rewrite import regions
-from vared2_fx.passes.shapes import Inputs, as_args, measure_shapes, total_macs
+from vared2_fx.passes.shapes import Inputs, as_args, clips_of, measure_shapes, total_macs
 from vared2_fx.passes.trace import fork, trace
 from vared2_fx.policy.fix import specialize
 
@@ -57,9 +58,8 @@ def dense_macs(model: nn.Module, example_inputs: Inputs) -> int:
     if isinstance(model, fx.GraphModule) and regions(model):
         static = fork(specialize(model, {"*": FULL}))
     else:
-        static = trace(model)
-    first = as_args(example_inputs)[0]
-    return total_macs(measure_shapes(static, example_inputs)) // len(first)
+        static = trace(model, nesting_of(as_args(example_inputs)))
+    return total_macs(measure_shapes(static, example_inputs)) // len(clips_of(example_inputs))
 
 
 def clip_macs(decisions: Mapping[str, Decision], dense: int) -> Tensor:

@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_leaves
 from vared2_fx.batches import Batch, check_labels, read_batch
 from vared2_fx.errors import ReportError
 from vared2_fx.layers import Choice, Decision
+from vared2_fx.packing import packer
+from vared2_fx.passes.leaves import called_path
 from vared2_fx.passes.rewrite import regions, with_decisions
 from vared2_fx.policy.statistics import computed_choices, computed_macs
 from vared2_fx.report.numbers import ClipReport, PerClip
@@ -107,7 +109,7 @@ class Collector:
     def __init__(self, dynamic: fx.GraphModule, *, num_samples: int, use_labels: bool = True) -> None:
         """Count for `dynamic`, and pick `num_samples` clips for timing."""
         self._use_labels = use_labels
-        self.dynamic, self.observed = dynamic, with_decisions(dynamic)
+        self.dynamic, self.observed, self.pack = dynamic, with_decisions(dynamic), packer(dynamic, boxes=True)
         self.grids = {path: region.grid for path, region in regions(dynamic).items()}
         self.like = next(dynamic.parameters())
         self.out = Collected()
@@ -128,8 +130,8 @@ class Collector:
         video = batch.video
         shape = tuple(video.shape[1:])
         if shape not in self.out.profiles:
-            self.out.profiles[shape] = profile(self.dynamic, video[:1])
-        output, decisions = self.observed(video)
+            self.out.profiles[shape] = profile(self.dynamic, self.pack(video[:1]))
+        output, decisions = self.observed(*self.pack(video))
         _check_finite(output, len(self.out.clips), batch)
         macs = self._count(decisions, self.out.profiles[shape], len(video))
         self.out.shapes[shape] += len(video)
@@ -156,6 +158,8 @@ class Collector:
         for operation in costs.operations:
             counts = self.out.layers.setdefault(operation.path, LayerCounts())
             grid, cheap_macs = self.grids.get(operation.path), costs.cheap_macs.get(operation.path)
+            if cheap_macs is not None and operation.path not in fetched:
+                continue  # a region in a branch that this batch did not take
             for n, clip in enumerate(of_clips):
                 cost = _ClipCost(operation.macs, operation.macs)
                 if grid is not None and cheap_macs is not None:
@@ -180,13 +184,23 @@ class Collector:
 
 
 def _fetch(decisions: Mapping[str, Decision]) -> dict[str, tuple[list[int], list[list[int]], int]]:
-    """Each region's multiply-adds (N,), choices (N, 2) and gate cost, fetched from the device in three pieces."""
+    """Each region's multiply-adds (N,), choices (N, 2) and gate cost, fetched from the device in three pieces.
+
+    Of a region that a leaf called more than once: the sums, and what the first call decided.
+    """
     values = list(decisions.values())
     computed = torch.stack([computed_macs(decision) for decision in values])
     choices = torch.stack([computed_choices(decision) for decision in values])
     gates = torch.stack([decision.gate_macs for decision in values])
     rows = zip(computed.tolist(), choices.tolist(), gates.tolist(), strict=True)
-    return dict(zip(decisions, rows, strict=True))
+    fetched: dict[str, tuple[list[int], list[list[int]], int]] = {}
+    for name, (spent, index, gate) in zip(decisions, rows, strict=True):
+        path = called_path(name)
+        if path in fetched:
+            before, index, gate_before = fetched[path]
+            spent, gate = [a + b for a, b in zip(before, spent, strict=True)], gate + gate_before
+        fetched[path] = spent, index, gate
+    return fetched
 
 
 def _is_scores(output: Any, num_clips: int) -> bool:

@@ -9,6 +9,7 @@ from vared2_fx.batches import batches_of
 from vared2_fx.convert import Conversion, conversion
 from vared2_fx.errors import ReportError
 from vared2_fx.modes import evaluating
+from vared2_fx.packing import takes_boxes
 from vared2_fx.passes.plan import PlanEntry
 from vared2_fx.passes.rewrite import regions
 from vared2_fx.progress import track
@@ -47,7 +48,8 @@ def report(
     Args:
         dynamic: what `convert` or `load` returned.
         clips: a loader (batches as dicts with "video" and, if known, "label" and "video_name"; pairs (clips, labels);
-            or tensors), or one tensor of clips (N, C, T, H, W). Moved to the network's device and dtype.
+            or tensors), or one tensor of clips (N, C, T, H, W). Moved to the network's device and dtype, and packed
+            as the zoo says for its networks; those that take boxes get one for each clip, the whole frame.
         labels: use the labels that batches carry; False for those of other classes than the network's.
         timing: measure times as well: one clip at a time (batch 1), each region and the whole network, the original
             form and the dynamic one in turns. Takes about (timing_repeats + 2) · timing_clips · 4 forward passes.
@@ -61,6 +63,7 @@ def report(
 
     Raises:
         ConvertError: `dynamic` is not a converted network, or does not run on such clips.
+        DataError: it takes lists or dicts, and is not the zoo's.
         ReportError: there is no clip, a batch is not understood, or the output has NaN or infinite values.
     """
     made = conversion(dynamic)
@@ -68,6 +71,8 @@ def report(
         raise ReportError(
             f"report: timing_clips={timing_clips}, timing_repeats={timing_repeats}; at least 1 each, or timing=False."
         )
+    if takes_boxes(dynamic):
+        labels, notes = False, (*notes, "each clip has one box, the whole frame; the answers are that box's.")
     with evaluating(dynamic):
         collector = Collector(dynamic, num_samples=timing_clips if timing else 0, use_labels=labels)
         failed_before = getattr(getattr(clips, "log", None), "num_failed", 0)

@@ -7,11 +7,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from vared2_fx.layers import FULL, Choice, DynamicConv
+from vared2_fx.passes.leaves import inner_calls
 from vared2_fx.passes.rewrite import regions
-from vared2_fx.passes.shapes import measure_shapes
+from vared2_fx.passes.shapes import Inputs, measure_shapes
 from vared2_fx.passes.trace import fork
 from vared2_fx.policy.fix import specialize
 
@@ -59,15 +60,15 @@ class Profile:
     not_counted: Counter[str]
     """The others: how often each kind is called."""
     cheap_macs: dict[str, dict[Choice, int]]
-    """For each region, what its choices cost beyond the convolution."""
+    """For each region that ran, what its choices cost beyond the convolution."""
 
 
-def profile(dynamic: fx.GraphModule, clip: Tensor) -> Profile:
+def profile(dynamic: fx.GraphModule, clip: Inputs) -> Profile:
     """Measure `dynamic` with every region in full and without gates: the original network.
 
     Args:
         dynamic: a converted network.
-        clip: (1, C, T, H, W), for its shape, dtype and device.
+        clip: one clip, (1, C, T, H, W) or what the network takes for it; for its shape, dtype and device.
 
     Raises:
         ConvertError: the network does not run on such a clip.
@@ -81,20 +82,17 @@ def profile(dynamic: fx.GraphModule, clip: Tensor) -> Profile:
             continue
         module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
         path = str(node.target) if module is not None else node.name
-        kind = _kind(node, module)
-        if not node.meta.get("macs") and path not in found:
-            not_counted.update(() if kind in _FREE else [kind])
+        inside = inner_calls(gm, node) if module is not None else []
+        for inner_path, conv, calls in inside:
+            for call in calls:
+                if "macs" in call.meta:
+                    _add(operations, inner_path, call, _kind(call, conv), _original(found.get(inner_path, conv)))
+        kind, rest = _kind(node, module), _macs(node) - sum(_macs(call) for _, _, calls in inside for call in calls)
+        if not rest and path not in found:
+            not_counted.update(() if kind in _FREE or inside else [kind])
             continue
-        before = operations.get(path)
-        operations[path] = Operation(
-            path=path,
-            kind=kind,
-            in_shape=before.in_shape if before else _clip_shape(node.args[0] if node.args else None),
-            out_shape=before.out_shape if before else _clip_shape(node),
-            macs=int(node.meta["macs"]) + (before.macs if before else 0),
-            params=_num_params(_original(found[path]) if path in found else module),
-        )
-    cheap = {path: _cheap(region, operations[path].in_shape) for path, region in found.items()}
+        _add(operations, path, node, kind, _original(found.get(path, module)), macs=rest)
+    cheap = {path: _cheap(region, operations[path].in_shape) for path, region in found.items() if path in operations}
     return Profile(tuple(operations.values()), not_counted, cheap)
 
 
@@ -103,8 +101,32 @@ def added_params(region: DynamicConv) -> int:
     return _num_params(region) - _num_params(_original(region))
 
 
-def _original(region: DynamicConv) -> nn.Module:
-    return region.body
+def _add(
+    operations: dict[str, Operation],
+    path: str,
+    node: fx.Node,
+    kind: str,
+    module: nn.Module | None,
+    macs: int | None = None,
+) -> None:
+    """Count a call for the operation `path`; shapes are those of its first."""
+    before = operations.get(path)
+    operations[path] = Operation(
+        path=path,
+        kind=kind,
+        in_shape=before.in_shape if before else _clip_shape(node.args[0] if node.args else None),
+        out_shape=before.out_shape if before else _clip_shape(node),
+        macs=(_macs(node) if macs is None else macs) + (before.macs if before else 0),
+        params=_num_params(module),
+    )
+
+
+def _macs(node: fx.Node) -> int:
+    return int(node.meta.get("macs", 0))
+
+
+def _original(module: nn.Module | None) -> nn.Module | None:
+    return module.body if isinstance(module, DynamicConv) else module
 
 
 def _cheap(region: DynamicConv, in_shape: tuple[int, ...] | None) -> dict[Choice, int]:

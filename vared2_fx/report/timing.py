@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, fx
 
 from vared2_fx.layers import FULL, DynamicConv
+from vared2_fx.packing import packer
+from vared2_fx.passes.leaves import inner_regions
+from vared2_fx.passes.shapes import Interpreter
 from vared2_fx.policy.fix import specialize
 from vared2_fx.report.numbers import Latency, Timing
 
@@ -45,27 +48,38 @@ def measure(dynamic: fx.GraphModule, clips: Iterable[Tensor], *, repeats: int) -
         The whole network's, and each region's by path.
     """
     static, whole = specialize(dynamic, {"*": FULL}), Samples()
-    stops = _Stops(dynamic, repeats)
+    stops, pack = _Stops(dynamic, repeats), packer(dynamic, boxes=True)
     for clip in clips:
-        _in_turns(whole, partial(static, clip), partial(dynamic, clip), repeats, clip.device)
-        stops.run(clip)
+        args = pack(clip)
+        _in_turns(whole, partial(static, *args), partial(dynamic, *args), repeats, clip.device)
+        stops.run(*args)
     return whole.timing(), {path: samples.timing() for path, samples in stops.samples.items()}
 
 
-class _Stops(fx.Interpreter):
+class _Stops(Interpreter):
     """Runs a network, and times each region on the input that reaches it."""
 
     def __init__(self, dynamic: fx.GraphModule, repeats: int) -> None:
         super().__init__(dynamic)
-        self._repeats, self.samples = repeats, dict[str, Samples]()
+        self._dynamic, self._repeats, self.samples = dynamic, repeats, dict[str, Samples]()
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         region = self.fetch_attr(target)
         if isinstance(region, DynamicConv):
-            x = args[0]
-            samples = self.samples.setdefault(target, Samples())
-            _in_turns(samples, lambda: region.body(x), lambda: region(x, region.gate(x)), self._repeats, x.device)
-        return super().call_module(target, args, kwargs)
+            self._time(target, region, args[0])
+        hooks = [
+            gated.register_forward_pre_hook(lambda m, inputs, path=path: self._time(path, m.region, inputs[0]))
+            for path, gated in inner_regions(self._dynamic, target).items()
+        ]
+        try:
+            return super().call_module(target, args, kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _time(self, path: str, region: DynamicConv, x: Tensor) -> None:
+        samples = self.samples.setdefault(path, Samples())
+        _in_turns(samples, lambda: region.body(x), lambda: region(x, region.gate(x)), self._repeats, x.device)
 
 
 def _in_turns(

@@ -11,6 +11,7 @@ from vared2_fx.batches import check_labels, read_labelled
 from vared2_fx.errors import DataError
 from vared2_fx.layers import Decision
 from vared2_fx.modes import evaluating
+from vared2_fx.packing import packer
 from vared2_fx.passes.rewrite import regions, with_decisions
 from vared2_fx.policy.statistics import clip_macs, dense_macs
 from vared2_fx.tables import percent, si
@@ -82,9 +83,9 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
         Per clip the answer and the multiply-adds it took.
 
     Raises:
-        DataError: the loader is empty, or a batch has no clips and labels.
+        DataError: the loader is empty, a batch has no clips and labels, or the network takes boxes.
     """
-    observed = _observed(model)
+    observed, pack = _observed(model), packer(model)
     like = next(model.parameters())
     results: list[ClipResult] = []
     dense: dict[tuple[int, ...], int] = {}
@@ -95,11 +96,11 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
             if not len(labels):
                 continue
             batch, labels = batch.to(like), labels.to(like.device)
-            output, decisions = observed(batch.video)
+            output, decisions = observed(*pack(batch.video))
             check_scores(labels, output)
             shape = tuple(batch.video.shape[1:])
             if shape not in dense:
-                dense[shape] = dense_macs(model, batch.video)
+                dense[shape] = dense_macs(model, pack(batch.video))
             loss += float(F.cross_entropy(output.float(), labels, reduction="sum"))
             rows = zip(
                 batch.names or [""] * len(labels),

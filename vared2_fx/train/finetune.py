@@ -16,8 +16,10 @@ from vared2_fx.config import FinetuneConfig
 from vared2_fx.convert import conversion
 from vared2_fx.errors import DataError, TrainError
 from vared2_fx.layers import FULL, Choice, Decision, DynamicConv
+from vared2_fx.packing import packer
 from vared2_fx.passes.rewrite import regions, with_decisions
 from vared2_fx.policy.fix import policy
+from vared2_fx.policy.reach import check_reachable
 from vared2_fx.policy.statistics import dense_macs
 from vared2_fx.train.evaluate import Evaluation, check_scores, evaluate
 from vared2_fx.train.gates import fit_gates, uniform_choices
@@ -86,12 +88,14 @@ def finetune(
         The history and the best epoch's evaluation.
 
     Raises:
-        ConvertError: `dynamic` is not a converted network.
-        DataError: a loader is empty, or its labels do not fit the network's outputs.
+        ConvertError: `dynamic` is not a converted network, or cannot come down to the target.
+        DataError: a loader is empty, its labels do not fit the network's outputs, or the network takes boxes.
         CheckpointError: the run to resume is damaged, or had another config.
     """
     conversion(dynamic)
-    return _Run(dynamic, train_loader, val_loader, config or FinetuneConfig()).run()
+    config = config or FinetuneConfig()
+    check_reachable("finetune", dynamic, val_loader, config.target)
+    return _Run(dynamic, train_loader, val_loader, config).run()
 
 
 class _Run:
@@ -104,7 +108,7 @@ class _Run:
         from accelerate.utils import set_seed
         from timm.scheduler import CosineLRScheduler
 
-        self.dynamic, self.config = dynamic, config
+        self.dynamic, self.config, self.pack = dynamic, config, packer(dynamic)
         self.val_loader = val_loader
         set_seed(config.seed)
         self.accelerator = _accelerator(config, on_cpu=next(dynamic.parameters()).device.type == "cpu")
@@ -184,13 +188,13 @@ class _Run:
         """The losses of a batch, each to be followed by an update."""
         if self.config.schedule == "joint":
             with self.accelerator.autocast():
-                output, decisions = self.observed(video)
+                output, decisions = self.observed(*self.pack(video))
                 loss = self._loss(video, labels, output, decisions, step, meter)
             yield loss
             return
         for choice in (FULL, self.variants[int(torch.randint(len(self.variants), ()))]):
             with policy(self.dynamic, {"*": choice}), self.accelerator.autocast():
-                output, decisions = self.observed(video)
+                output, decisions = self.observed(*self.pack(video))
             check_scores(labels, output)
             if choice != FULL:
                 yield _forgiving_loss(output.float(), labels)
@@ -203,7 +207,7 @@ class _Run:
     def _dense(self, video: Tensor) -> int:
         shape = tuple(video.shape[1:])
         if shape not in self.dense:
-            self.dense[shape] = dense_macs(self.dynamic, video)
+            self.dense[shape] = dense_macs(self.dynamic, self.pack(video))
         return self.dense[shape]
 
     def _loss(
@@ -219,7 +223,7 @@ class _Run:
         dense = self._dense(video)
         correct = output.argmax(1) == labels
         task = F.cross_entropy(output.float(), labels, label_smoothing=self.config.label_smoothing)
-        efficiency = efficiency_loss(decisions, correct=correct, dense=dense, target=self.config.target_macs)
+        efficiency = efficiency_loss(decisions, correct=correct, dense=dense, target=self.config.target)
         with torch.no_grad():
             meter.add(task, correct, expected_share(decisions, dense))
         return task + self._efficiency_weight(step) * efficiency
@@ -260,10 +264,10 @@ class _Run:
 
     def _objective(self, evaluation: Evaluation) -> float:
         """The loss that training minimises, with errors in place of cross-entropy, on what evaluation computed."""
-        if self.config.target_macs is None:
+        if self.config.target is None:
             efficiency = sum((c.macs / evaluation.dense_macs) ** 2 for c in evaluation.clips) / len(evaluation.clips)
         else:
-            efficiency = max(0.0, evaluation.share - self.config.target_macs)
+            efficiency = max(0.0, evaluation.share - self.config.target)
         return 1.0 - evaluation.accuracy + self.config.efficiency_weight * efficiency
 
 

@@ -16,6 +16,7 @@ from vared2_fx.batches import Batch, read_labelled
 from vared2_fx.errors import DataError, TrainError
 from vared2_fx.layers import Choice, Gate
 from vared2_fx.modes import evaluating
+from vared2_fx.packing import Pack, packer
 from vared2_fx.passes.rewrite import regions, with_decisions
 from vared2_fx.policy.fix import policy
 from vared2_fx.policy.statistics import clip_macs
@@ -67,6 +68,7 @@ def fit_gates(
             f"fit_gates: confidence={confidence}, caution={caution}, rounds={rounds}; expected a probability, "
             "a weight above 0, and at least one round."
         )
+    pack = packer(dynamic)
     pools: dict[str, list[Tensor]] = {path: [] for path in gates}
     aims: list[Tensor] = []
     ladder: list[Choice] = []
@@ -77,8 +79,8 @@ def fit_gates(
                 if not len(labels):
                     continue
                 batch, labels = batch.to(next(dynamic.parameters())), labels.to(next(dynamic.parameters()).device)
-                ladder = ladder or _ladder(dynamic, batch)
-                aim, seen = _look(dynamic, gates, batch, labels, ladder, confidence, own=number > 0)
+                ladder = ladder or _ladder(dynamic, pack(batch.video[:1]))
+                aim, seen = _look(dynamic, gates, pack, batch, labels, ladder, confidence, own=number > 0)
                 aims += [aim] * len(next(iter(seen.values())))
                 for path, features in seen.items():
                     pools[path] += features
@@ -97,12 +99,12 @@ def uniform_choices(dynamic: fx.GraphModule) -> list[Choice]:
     return list(dict.fromkeys(choice for region in regions(dynamic).values() for choice in region.grid.all()))
 
 
-def _ladder(dynamic: fx.GraphModule, batch: Batch) -> list[Choice]:
-    """The choices, dearest first, by what they cost this batch's clips."""
+def _ladder(dynamic: fx.GraphModule, clip: tuple[Any, ...]) -> list[Choice]:
+    """The choices, dearest first, by what they cost this clip."""
 
     def cost(choice: Choice) -> int:
         with policy(dynamic, {"*": choice}):
-            return int(clip_macs(with_decisions(dynamic)(batch.video[:1])[1], 0)[0])
+            return int(clip_macs(with_decisions(dynamic)(*clip)[1], 0)[0])
 
     return sorted(uniform_choices(dynamic), key=cost, reverse=True)
 
@@ -110,6 +112,7 @@ def _ladder(dynamic: fx.GraphModule, batch: Batch) -> list[Choice]:
 def _look(
     dynamic: fx.GraphModule,
     gates: dict[str, Gate],
+    pack: Pack,
     batch: Batch,
     labels: Tensor,
     ladder: list[Choice],
@@ -123,12 +126,12 @@ def _look(
     shown = set() if own else {0, len(ladder) // 2, len(ladder) - 1}
     for place, choice in enumerate(ladder):
         with policy(dynamic, {"*": choice}), _watched(gates, seen if place in shown else {}):
-            output = dynamic(batch.video)
+            output = dynamic(*pack(batch.video))
         right = output.float().softmax(1).gather(1, labels[:, None])[:, 0] >= confidence
         aim = torch.where(right, place, aim)
     if own:
         with _watched(gates, seen):
-            dynamic(batch.video)
+            dynamic(*pack(batch.video))
     return aim, seen
 
 

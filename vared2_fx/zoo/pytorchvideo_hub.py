@@ -31,7 +31,7 @@ Three things differ from the hub:
 - It builds mvit_base_16 with 400 classes, into which the weights for ImageNet cannot go.
 - Nothing is changed about this: slowfast_* write into the list that they are called with (`MultiPathWayWithFuse`,
   pytorchvideo/models/net.py): afterwards it holds the stems' outputs. Call them with a list that is not used again;
-  `Spec.pack` and `Spec.example_inputs` make a new one each time.
+  `Spec.pack` and `Spec.example_inputs` make a new one each time. Converted, they leave the caller's list alone.
 """
 
 import importlib
