@@ -119,6 +119,7 @@ class DynamicConv(nn.Module):
         self.frame_rebuilds = nn.ModuleList(frame_rebuilds)
         self.channel_rebuilds = nn.ModuleList(channel_rebuilds)
         self.cost = RegionCost(self.grid, self.macs, gate.macs)
+        self._variants = {choice: self.variant(choice) for choice in self.grid.all()}  # no submodules: nothing is theirs
 
     def variant(self, choice: Choice) -> ConvVariant:
         """The region at one fixed choice, sharing weights."""
@@ -134,7 +135,7 @@ class DynamicConv(nn.Module):
     def macs(self, in_size: Size, choice: Choice = FULL) -> int:
         """Multiply-adds of one clip of `in_size` (T, H, W) at `choice`: cheap operations counted, the gate not."""
         t, h, w = self.geometry.out_size(in_size)
-        variant = self.variant(choice)
+        variant = self._variants[choice]
         total = self.geometry.macs(in_size, choice)
         if variant.channel_rebuild is not None:
             total += variant.channel_rebuild.macs((len(computed_frames(t, choice.frame_stride)), h, w))
@@ -183,7 +184,7 @@ class DynamicConv(nn.Module):
         return j, i, strides[j] == shares[i] == 1.0
 
     def _run(self, x: Tensor, decision: Tensor, j: int, i: int, alone: bool) -> Tensor:
-        variant = self.variant(self.grid[j, i])
+        variant = self._variants[self.grid[j, i]]
         if alone:
             whole: Tensor = variant(x)
             return whole
