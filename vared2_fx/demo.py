@@ -77,7 +77,7 @@ def run_demo(out: Path, *, seed: int = 0, say: Say = print) -> CompressionReport
     say(f"\n{_per_kind(before, after)}")
 
     say("\nMeasuring times and writing the report ...")
-    made = report(dynamic, loaders["test"])
+    made = report(dynamic, loaders["test"], timing_clips=27)
     save(dynamic, out / "dynamic")
     (out / "report.json").write_text(made.to_json())
     (out / "report.csv").write_text(made.to_csv())
