@@ -119,7 +119,7 @@ class DynamicConv(nn.Module):
         self.frame_rebuilds = nn.ModuleList(frame_rebuilds)
         self.channel_rebuilds = nn.ModuleList(channel_rebuilds)
         self.cost = RegionCost(self.grid, self.macs, gate.macs)
-        self._variants = {choice: self.variant(choice) for choice in self.grid.all()}  # no submodules: nothing is theirs
+        self._variants = {choice: self.variant(choice) for choice in self.grid.all()}  # own no weights: no submodules
 
     def variant(self, choice: Choice) -> ConvVariant:
         """The region at one fixed choice, sharing weights."""
