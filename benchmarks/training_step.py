@@ -66,7 +66,7 @@ def main() -> None:
             step()
         print(json.dumps({"peak_mib": peak_mib() - before}))
         return
-    kinds = ("base", "gumbel", "soft_modulation")
+    kinds = ("base", "softmax", "gumbel", "soft_modulation")
     options = [f"--{name}={getattr(args, name)}" for name in ("network", "batch", "frames", "crop", "threads")]
     memory = {kind: in_own_process(__file__, *options, f"--memory-of={kind}")["peak_mib"] for kind in kinds}
     seconds = interleaved({kind: make_step(kind, args) for kind in kinds}, rounds=args.rounds)

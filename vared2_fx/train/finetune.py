@@ -113,6 +113,11 @@ class _Run:
         set_seed(config.seed)
         self.accelerator = _accelerator(config, on_cpu=next(dynamic.parameters()).device.type == "cpu")
         several = self.accelerator.num_processes > 1  # alone, the loader stays what it is, with its counts
+        if several and config.schedule == "variants_first":
+            raise TrainError(
+                "finetune: schedule='variants_first' runs in one process so far, as gates get no gradient in it; "
+                "take schedule='joint', or a single process."
+            )
         self.train_loader = self.accelerator.prepare(train_loader) if several else train_loader
         self.num_steps = config.epochs * _num_batches(self.train_loader)
         optimizer = _optimizer(dynamic, config)
