@@ -25,6 +25,15 @@ def scene_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def one_thread():
+    """Torch on one thread, for what has to agree with another process: products of matrices round by their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def untouched():
     """A context in which nothing of a module may change: values, versions, modes, hooks, attributes."""
 

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from networks import TinyNet
 from saved import assert_same, trained
 
@@ -48,15 +47,6 @@ def test_a_save_that_fails_leaves_the_old_one_whole(tmp_path, monkeypatch, at, e
     monkeypatch.undo()
     assert_same(old, vr.load(tmp_path, base=TinyNet()))
     assert len(list(tmp_path.iterdir())) == 2, "left-overs"
-
-
-@pytest.fixture
-def one_thread():
-    """As in the process that is killed: products of matrices round by the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 HERE = [str(Path(__file__).parent), str(Path(__file__).parents[1])]

@@ -1,19 +1,15 @@
 """Running `vared2` in this process, in a folder with a network of the user's own; and videos."""
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+from real_videos import parametrize_real_clips
 from typer.testing import CliRunner, Result
 
 from vared2_fx.cli import app
 from vared2_fx.data.scenes import generate_scenes
-
-REAL_CLIPS = Path(os.environ.get("VARED2_DATA", Path(__file__).parents[3] / "shared/data")) / "clips"
-"""Other people's videos, where there are some."""
 
 MY_NETS = """
 import torch
@@ -105,22 +101,5 @@ def scenes(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture
-def one_thread():
-    """Torch on one thread, as other tests may run beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that takes `real_clip` on each of them; all but two are slow."""
-    if "real_clip" in metafunc.fixturenames:
-        paths = [path for path in sorted(REAL_CLIPS.glob("*")) if path.suffix != ".txt"]
-        quick = {"carphone_distorted.mp4", "test.avi"}
-        clips = [
-            pytest.param(path, id=path.name, marks=[] if path.name in quick else [pytest.mark.slow]) for path in paths
-        ]
-        none = "no real videos in ../shared/data/clips; VARED2_DATA may name another folder that has clips/"
-        metafunc.parametrize("real_clip", clips or [pytest.param(None, marks=pytest.mark.skip(reason=none))])
+    parametrize_real_clips(metafunc, quick={"carphone_distorted.mp4", "test.avi"})

@@ -1,12 +1,12 @@
 """Small videos of our own, and the folder of other people's videos where there is one."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from made_videos import encode, steps
+from real_videos import FOLDER, NONE, parametrize_real_clips
 
 from vared2_fx.data import ClipConfig
 
@@ -36,20 +36,12 @@ def video_folder(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-REAL_CLIPS = Path(os.environ.get("VARED2_DATA", Path(__file__).parents[3] / "shared/data")) / "clips"
-"""Other people's videos, where there are some."""
-_NONE = "no real videos in ../shared/data/clips; VARED2_DATA may name another folder that has clips/"
-
-
 @pytest.fixture
 def real_clip_folder() -> Path:
-    if not REAL_CLIPS.is_dir():
-        pytest.skip(_NONE)
-    return REAL_CLIPS
+    if not FOLDER.is_dir():
+        pytest.skip(NONE)
+    return FOLDER
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that takes `real_clip` on each of them."""
-    if "real_clip" in metafunc.fixturenames:
-        paths = [pytest.param(p, id=p.name) for p in sorted(REAL_CLIPS.glob("*")) if p.suffix != ".txt"]
-        metafunc.parametrize("real_clip", paths or [pytest.param(None, marks=pytest.mark.skip(reason=_NONE))])
+    parametrize_real_clips(metafunc)

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import vared2_fx as vr
 from vared2_fx.errors import CheckpointError, ConvertError, DataError, TrainError
-from vared2_fx.train.finetune import parameter_groups
+from vared2_fx.train.optimizer import parameter_groups
 
 
 def small_net() -> nn.Module:

@@ -1,8 +1,9 @@
 """Losses, evaluation and fine-tuning."""
 
 from vared2_fx.train.evaluate import ClipResult, Evaluation, evaluate
-from vared2_fx.train.finetune import EpochLog, FinetuneResult, finetune
+from vared2_fx.train.finetune import FinetuneResult, finetune
 from vared2_fx.train.gates import GateFit, fit_gates
+from vared2_fx.train.history import EpochLog
 from vared2_fx.train.losses import efficiency_loss
 
 __all__ = [

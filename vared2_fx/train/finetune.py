@@ -1,6 +1,5 @@
 """Fine-tuning: the network gets its accuracy back while its gates learn what can be left out."""
 
-import difflib
 import logging
 import time
 from collections.abc import Iterable, Iterator
@@ -15,44 +14,25 @@ from vared2_fx.batches import read_labelled, set_epoch
 from vared2_fx.config import FinetuneConfig
 from vared2_fx.convert import conversion
 from vared2_fx.errors import DataError, TrainError
-from vared2_fx.layers import FULL, Choice, Decision, DynamicConv
+from vared2_fx.layers import FULL, Decision
 from vared2_fx.packing import packer
 from vared2_fx.passes.rewrite import regions, with_decisions
 from vared2_fx.policy.fix import policy
 from vared2_fx.policy.reach import check_reachable
 from vared2_fx.policy.statistics import dense_macs
 from vared2_fx.train.evaluate import Evaluation, check_scores, evaluate
-from vared2_fx.train.gates import fit_gates, uniform_choices
+from vared2_fx.train.gates import fit_gates
+from vared2_fx.train.history import EpochLog, EpochMeter, rank
 from vared2_fx.train.losses import efficiency_loss, expected_share
+from vared2_fx.train.optimizer import make_optimizer
 from vared2_fx.train.progress import TrainingBar
 from vared2_fx.train.state import RunFolder
+from vared2_fx.train.variants import forgiving_loss, trained_choices
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 log = logging.getLogger(__name__)
-
-_FORGIVING = 0.3
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EpochLog:
-    """One epoch in numbers; a line of `log.jsonl`."""
-
-    epoch: int
-    """From 1; 0 is the network before the first step."""
-    train_loss: float
-    train_accuracy: float
-    train_share: float
-    """Expected multiply-adds in training as a share of the original's, in the mean."""
-    accuracy: float
-    """Of the evaluation, as the next three."""
-    share: float
-    min_share: float
-    max_share: float
-    objective: float
-    """What the best epoch has least of: errors plus λ times the efficiency loss, both in the evaluation."""
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +100,7 @@ class _Run:
             )
         self.train_loader = self.accelerator.prepare(train_loader) if several else train_loader
         self.num_steps = config.epochs * _num_batches(self.train_loader)
-        optimizer = _optimizer(dynamic, config)
+        optimizer = make_optimizer(dynamic, config)
         self.scheduler = CosineLRScheduler(
             optimizer,
             t_initial=max(2, self.num_steps),  # of one step it says that it has no effect
@@ -133,7 +113,7 @@ class _Run:
         of_gates = {module for gate in self.gates for module in gate.modules()}
         norms = (module for module in dynamic.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
         self.norms = [norm for norm in norms if norm not in of_gates]
-        self.variants = _variants(dynamic)
+        self.variants = trained_choices(dynamic)
         self.folder = RunFolder(config, self.accelerator)
         self.dense: dict[tuple[int, ...], int] = {}
         self.history: list[EpochLog] = []
@@ -144,7 +124,7 @@ class _Run:
             self.history = [EpochLog(**line) for line in progress["history"]]
             self.best_weights = self.folder.best_weights()
         else:
-            self._finish_epoch(0, _EpochMeter(), 0.0)
+            self._finish_epoch(0, EpochMeter(), 0.0)
         with TrainingBar(self.config.progress, self.num_steps) as bar:
             for epoch in range(len(self.history), self.config.epochs + 1):
                 start = time.perf_counter()
@@ -156,12 +136,12 @@ class _Run:
         self.dynamic.eval()
         return FinetuneResult(
             history=tuple(self.history),
-            best_epoch=min(self.history, key=_rank).epoch,
+            best_epoch=min(self.history, key=rank).epoch,
             evaluation=evaluate(self.dynamic, self.val_loader),
         )
 
-    def _train_epoch(self, epoch: int, bar: TrainingBar) -> "_EpochMeter":
-        meter = _EpochMeter()
+    def _train_epoch(self, epoch: int, bar: TrainingBar) -> EpochMeter:
+        meter = EpochMeter()
         per_epoch = self.num_steps // self.config.epochs
         set_epoch(self.train_loader, epoch - 1)
         self.observed.train()
@@ -189,7 +169,7 @@ class _Run:
             bar.advance(epoch, self.config.epochs, meter.loss, meter.accuracy, meter.share)
         return meter
 
-    def _losses(self, video: Tensor, labels: Tensor, step: int, meter: "_EpochMeter") -> Iterator[Tensor]:
+    def _losses(self, video: Tensor, labels: Tensor, step: int, meter: EpochMeter) -> Iterator[Tensor]:
         """The losses of a batch, each to be followed by an update."""
         if self.config.schedule == "joint":
             with self.accelerator.autocast():
@@ -202,7 +182,7 @@ class _Run:
                 output, decisions = self.observed(*self.pack(video))
             check_scores(labels, output)
             if choice != FULL:
-                yield _forgiving_loss(output.float(), labels)
+                yield forgiving_loss(output.float(), labels)
                 continue
             task = F.cross_entropy(output.float(), labels, label_smoothing=self.config.label_smoothing)
             with torch.no_grad():
@@ -222,7 +202,7 @@ class _Run:
         output: Tensor,
         decisions: dict[str, Decision],
         step: int,
-        meter: "_EpochMeter",
+        meter: EpochMeter,
     ) -> Tensor:
         check_scores(labels, output)
         dense = self._dense(video)
@@ -244,7 +224,7 @@ class _Run:
         for gate in self.gates:
             gate.temperature.fill_(temperature)
 
-    def _finish_epoch(self, epoch: int, meter: "_EpochMeter", seconds: float) -> None:
+    def _finish_epoch(self, epoch: int, meter: EpochMeter, seconds: float) -> None:
         """Evaluate, keep the best, write everything down."""
         evaluation = evaluate(self.dynamic, self.val_loader)
         self.history.append(
@@ -262,7 +242,7 @@ class _Run:
             )
         )
         log.info("epoch %d of %d: %s", epoch, self.config.epochs, evaluation)
-        if min(self.history, key=_rank).epoch == epoch:
+        if min(self.history, key=rank).epoch == epoch:
             self.best_weights = {k: v.detach().cpu().clone() for k, v in self.dynamic.state_dict().items()}
             self.folder.save_best(self.dynamic)
         self.folder.save_last({"history": [asdict(line) for line in self.history]})
@@ -276,65 +256,6 @@ class _Run:
         return 1.0 - evaluation.accuracy + self.config.efficiency_weight * efficiency
 
 
-class _EpochMeter:
-    """Running means over the clips of an epoch."""
-
-    def __init__(self) -> None:
-        self.clips = 0
-        self._sums = [0.0, 0.0, 0.0]
-
-    def add(self, loss: Tensor, correct: Tensor, share: Tensor) -> None:
-        self.clips += len(correct)
-        for i, value in enumerate((loss * len(correct), correct.sum(), share.sum())):
-            self._sums[i] += float(value)
-
-    @property
-    def loss(self) -> float:
-        return self._sums[0] / max(1, self.clips)
-
-    @property
-    def accuracy(self) -> float:
-        return self._sums[1] / max(1, self.clips)
-
-    @property
-    def share(self) -> float:
-        return self._sums[2] / max(1, self.clips)
-
-
-def parameter_groups(dynamic: nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:
-    """Trainable parameters in groups for an optimiser.
-
-    Kernels with weight decay, norms and biases without, and what conversion added (gates, cheap operations)
-    with a learning rate of its own.
-    """
-    added = {
-        id(parameter)
-        for region in dynamic.modules()
-        if isinstance(region, DynamicConv)
-        for part in (region.gate, region.frame_rebuilds, region.channel_rebuilds)
-        for parameter in part.parameters()
-    }
-    trainable = [parameter for parameter in dynamic.parameters() if parameter.requires_grad]
-    own = [parameter for parameter in trainable if id(parameter) not in added]
-    groups = (
-        ([p for p in own if p.dim() > 1], config.lr, config.weight_decay),
-        ([p for p in own if p.dim() <= 1], config.lr, 0.0),
-        ([p for p in trainable if id(p) in added], config.gate_lr, 0.0),
-    )
-    return [{"params": params, "lr": lr, "weight_decay": decay} for params, lr, decay in groups if params]
-
-
-def _optimizer(dynamic: nn.Module, config: FinetuneConfig) -> torch.optim.Optimizer:
-    from timm.optim import create_optimizer_v2, list_optimizers
-
-    known = [str(name) for name in list_optimizers()]
-    if config.optimizer not in known:
-        near = difflib.get_close_matches(config.optimizer, known, n=3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise TrainError(f"optimizer {config.optimizer!r}: timm knows none of that name.{hint}")
-    return create_optimizer_v2(parameter_groups(dynamic, config), opt=config.optimizer, lr=config.lr)
-
-
 def _accelerator(config: FinetuneConfig, *, on_cpu: bool) -> "Accelerator":
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -344,27 +265,6 @@ def _accelerator(config: FinetuneConfig, *, on_cpu: bool) -> "Accelerator":
     except ValueError:  # accelerate keeps precision and device per process; an earlier run had others
         AcceleratorState._reset_state()
         return Accelerator(mixed_precision=config.mixed_precision, cpu=on_cpu)
-
-
-def _variants(dynamic: fx.GraphModule) -> list[Choice]:
-    """The choices to train by themselves: all reduced ones but the coarsest frame stride.
-
-    What that one gets wrong it cannot learn from so few frames; trained on it, it only guesses with more confidence,
-    and gates take guesses for knowledge.
-    """
-    reduced = uniform_choices(dynamic)[1:]
-    coarsest = max(choice.frame_stride for choice in reduced)
-    return [choice for choice in reduced if choice.frame_stride < coarsest] or reduced
-
-
-def _forgiving_loss(output: Tensor, labels: Tensor) -> Tensor:
-    """(1 − p^q) / q of the label's probability p, q = 0.3: as cross-entropy, but it gives up what is hopeless."""
-    right = output.softmax(1).gather(1, labels[:, None]).clamp_min(1e-6)
-    return ((1 - right**_FORGIVING) / _FORGIVING).mean()
-
-
-def _rank(epoch: EpochLog) -> tuple[float, int]:
-    return epoch.objective, -epoch.epoch  # of equals the later: its gates are more settled
 
 
 def _num_batches(loader: Iterable[Any]) -> int:

@@ -3,7 +3,8 @@
 N clips, F features of a gate; J frame strides, I channel shares.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from vared2_fx.packing import Pack, packer
 from vared2_fx.passes.rewrite import regions, with_decisions
 from vared2_fx.policy.fix import policy
 from vared2_fx.policy.statistics import clip_macs
+from vared2_fx.train.variants import uniform_choices
 
 _STEPS, _LR, _WEIGHT_DECAY = 200, 1e-2, 3.0
 _NOISE = 0.7
@@ -32,7 +34,11 @@ class GateFit:
 
     targets: dict[Choice, int]
     """Clips for which each choice was the cheapest that is right, dearest first; the full one also where none is."""
-    num_clips: int
+
+    @property
+    def num_clips(self) -> int:
+        """Clips that were looked at."""
+        return sum(self.targets.values())
 
 
 def fit_gates(
@@ -40,8 +46,9 @@ def fit_gates(
 ) -> GateFit:
     """Teach each gate, by regression, the cheapest choice that still gives a clip its answer.
 
-    Every clip runs once with each choice of all regions alike. The cheapest one that gives the label at least the
-    probability `confidence` is what all gates should decide for it. The first round shows the gates what they see
+    In each round (a loader may shuffle and augment) every clip runs with each choice, taken in all regions alike. The
+    cheapest one that gives the label at least the probability `confidence` is what all gates should decide for it. The
+    first round shows the gates what they see
     under full, middle and cheapest choices; each further round also what they see under their own decisions.
 
     Take clips that the weights were not trained on: of those they know by heart, any choice is right.
@@ -69,18 +76,21 @@ def fit_gates(
             "a weight above 0, and at least one round."
         )
     pack = packer(dynamic)
+    like = next(dynamic.parameters())
     pools: dict[str, list[Tensor]] = {path: [] for path in gates}
-    aims: list[Tensor] = []
+    aims: list[Tensor] = []  # of everything in the pools
     ladder: list[Choice] = []
     for number in range(rounds):
+        targets: Counter[Choice] = Counter()
         with evaluating(dynamic):
             for raw in loader:
                 batch, labels = read_labelled(raw)
                 if not len(labels):
                     continue
-                batch, labels = batch.to(next(dynamic.parameters())), labels.to(next(dynamic.parameters()).device)
+                batch, labels = batch.to(like), labels.to(like.device)
                 ladder = ladder or _ladder(dynamic, pack(batch.video[:1]))
                 aim, seen = _look(dynamic, gates, pack, batch, labels, ladder, confidence, own=number > 0)
+                targets.update(ladder[place] for place in aim.tolist())
                 aims += [aim] * len(next(iter(seen.values())))
                 for path, features in seen.items():
                     pools[path] += features
@@ -88,23 +98,16 @@ def fit_gates(
             raise DataError("fit_gates: the loader gave no clips.")
         for path, gate in gates.items():
             _regress(gate, torch.cat(pools[path]), torch.cat(aims), ladder, caution, first=number == 0)
-        if number == 0:
-            counts = torch.cat(aims).bincount(minlength=len(ladder)) // min(3, len(ladder))
-    targets = dict(zip(ladder, counts.tolist(), strict=True))
-    return GateFit(targets=targets, num_clips=int(counts.sum()))
-
-
-def uniform_choices(dynamic: fx.GraphModule) -> list[Choice]:
-    """Every choice that some region offers, the full one first."""
-    return list(dict.fromkeys(choice for region in regions(dynamic).values() for choice in region.grid.all()))
+    return GateFit(targets={choice: targets[choice] for choice in ladder})
 
 
 def _ladder(dynamic: fx.GraphModule, clip: tuple[Any, ...]) -> list[Choice]:
     """The choices, dearest first, by what they cost this clip."""
+    observed = with_decisions(dynamic)
 
     def cost(choice: Choice) -> int:
         with policy(dynamic, {"*": choice}):
-            return int(clip_macs(with_decisions(dynamic)(*clip)[1], 0)[0])
+            return int(clip_macs(observed(*clip)[1], 0)[0])
 
     return sorted(uniform_choices(dynamic), key=cost, reverse=True)
 
@@ -136,7 +139,7 @@ def _look(
 
 
 @contextmanager
-def _watched(gates: dict[str, Gate], seen: dict[str, list[Tensor]]) -> Any:
+def _watched(gates: dict[str, Gate], seen: dict[str, list[Tensor]]) -> Iterator[None]:
     """Note what the gates of `seen` look at."""
     hooks = [
         gates[path].register_forward_pre_hook(lambda gate, args, into=into: into.append(gate.look(args[0]).float()))

@@ -1,0 +1,60 @@
+"""A run in numbers, epoch by epoch."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochLog:
+    """One epoch in numbers; a line of `log.jsonl`."""
+
+    epoch: int
+    """From 1; 0 is the network before the first step."""
+    train_loss: float
+    train_accuracy: float
+    train_share: float
+    """Expected multiply-adds in training as a share of the original's, in the mean."""
+    accuracy: float
+    """Of the evaluation, as the next three."""
+    share: float
+    min_share: float
+    max_share: float
+    objective: float
+    """What the best epoch has least of: errors plus λ times the efficiency loss, both in the evaluation."""
+    seconds: float
+
+
+def rank(epoch: EpochLog) -> tuple[float, int]:
+    """What the best epoch has least of."""
+    return epoch.objective, -epoch.epoch  # of equals the later: its gates are more settled
+
+
+class EpochMeter:
+    """Running means over the clips of an epoch."""
+
+    def __init__(self) -> None:
+        """Begin with no clip."""
+        self.clips = 0
+        self._sums = [0.0, 0.0, 0.0]
+
+    def add(self, loss: Tensor, correct: Tensor, share: Tensor) -> None:
+        """Count the clips of a batch: mean loss (), correct bool (N,), share of the multiply-adds (N,)."""
+        self.clips += len(correct)
+        for i, value in enumerate((loss * len(correct), correct.sum(), share.sum())):
+            self._sums[i] += float(value)
+
+    @property
+    def loss(self) -> float:
+        """Mean over the clips; zero before the first."""
+        return self._sums[0] / max(1, self.clips)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the clips classified correctly."""
+        return self._sums[1] / max(1, self.clips)
+
+    @property
+    def share(self) -> float:
+        """Mean share of the original's multiply-adds."""
+        return self._sums[2] / max(1, self.clips)
