@@ -156,9 +156,10 @@ class FinetuneConfig:
 
     schedule: Schedule = "joint"
     """`joint`: weights and gates together, by task and efficiency loss (the paper's, as we understand it).
-    `variants_first` (ours): all epochs train the weights, each batch in full and with one choice of all regions
-    alike, so that each choice is good by itself; then `fit_gates` teaches the gates, on the validation clips, which
-    the weights have not seen. The efficiency loss and the target are not used."""
+    `variants_first` (ours): all epochs train the weights, each batch with one choice of all regions alike, so that
+    each is good by itself, and with one for each region, so that a gate may err; then `fit_gates` teaches the gates, on
+    the validation clips, which the weights have not seen. The efficiency loss, the target and label smoothing are not
+    used."""
 
     optimizer: str = "adamw"
     """Any optimiser that timm knows by name."""
@@ -221,10 +222,11 @@ class FinetuneConfig:
                 raise ConvertError(f"FinetuneConfig: {name}={getattr(self, name)} is negative.")
         object.__setattr__(self, "target_macs", read_target("FinetuneConfig: target_macs", self.target_macs))
         _one_of("FinetuneConfig: schedule", self.schedule, get_args(Schedule))
-        if self.schedule == "variants_first" and self.target_macs is not None:
+        unused = [name for name in ("target_macs", "label_smoothing") if getattr(self, name)]
+        if self.schedule == "variants_first" and unused:
             raise ConvertError(
-                "FinetuneConfig: target_macs has no effect with schedule='variants_first', where gates pick the "
-                "cheapest right choice; leave it out, or take schedule='joint'."
+                f"FinetuneConfig: {unused[0]} has no effect with schedule='variants_first', where weights learn each "
+                "choice and gates then the cheapest right one; leave it out, or take schedule='joint'."
             )
         _one_of("FinetuneConfig: mixed_precision", self.mixed_precision, get_args(Precision))
         if not 0 <= self.label_smoothing < 1:
