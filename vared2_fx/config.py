@@ -11,7 +11,7 @@ from torch import nn
 from vared2_fx.errors import ConvertError
 from vared2_fx.patterns import check_pattern
 
-Granularity = Literal["conv"]
+Granularity = Literal["conv", "block", "stage"]
 GateKind = Literal["softmax", "gumbel", "soft_modulation"]
 FrameRebuildKind = Literal["repeat", "interpolate"]
 ChannelRebuildKind = Literal["scale", "depthwise"]
@@ -31,7 +31,9 @@ class ConvertConfig:
     """
 
     granularity: Granularity = "conv"
-    """What one decision covers; `conv`: every eligible 3D convolution has its own (the paper's)."""
+    """What one decision covers. `conv`: every eligible 3D convolution has its own (the paper's). `block` (ours): a
+    residual branch, or any other run of layers with one input and one output; frames are skipped at its input and
+    rebuilt at its output. `stage` (ours): a run of blocks between two changes of resolution, shortcuts included."""
 
     frame_strides: tuple[int, ...] = (1, 2, 4)
     """R, the choices of the time policy: compute every R-th output frame, rebuild the rest. Ascending,

@@ -76,8 +76,8 @@ def read_conversion(path: Path, document: dict[str, Any]) -> Conversion:
     try:
         config, plan = _as(ConvertConfig, document["config"], "config"), _as(Plan, document["plan"], "plan")
         plan = replace(plan, nesting=read_nesting("plan.nesting", plan.nesting))
-        for entry in plan.entries:
-            ConvertConfig(frame_strides=entry.grid.frame_strides, channel_shares=entry.grid.channel_shares)
+        for region in plan.regions:
+            ConvertConfig(frame_strides=region.grid.frame_strides, channel_shares=region.grid.channel_shares)
         source = _as(dict[str, Any] | None, document["source"], "source")
         if source is not None:
             _as(str, source.get("name"), "source.name")

@@ -38,7 +38,8 @@ class FrameRebuild(nn.Module):
         """(N, C, I, H, W) → (N, C, num_frames, H, W); I = len(computed_frames(num_frames, R))."""
         first, last = computed[:, :, :1], computed[:, :, -1:]
         if self.next_scale is None:
-            if computed.shape[2] < self._num_groups(num_frames):
+            # Plain code: while a graph is traced neither number is known, and a frame too many is cut off again.
+            if not isinstance(num_frames, int) or computed.shape[2] < self._num_groups(num_frames):
                 computed = torch.cat([computed, last], dim=2)
             return self._fill(computed, start=-1)[:, :, :num_frames]
         before, after = torch.cat([first, computed], dim=2), torch.cat([computed, last], dim=2)
@@ -48,10 +49,9 @@ class FrameRebuild(nn.Module):
         """Make R frames of each, of the phases `start` and up."""
 
         def along_time(table: Tensor) -> Tensor:
-            return table.t()[None, :, None, :, None, None].to(frames.dtype)
+            return table.roll(-start, 0).t()[None, :, None, :, None, None].to(frames.dtype)
 
-        phases = torch.arange(start, start + self.stride, device=frames.device)
-        scale, bias, next_scale = self._tables(phases)
+        scale, bias, next_scale = self._phases()
         out = torch.addcmul(along_time(bias), frames.unsqueeze(3), along_time(scale))
         if following is not None and next_scale is not None:
             out = torch.addcmul(out, following.unsqueeze(3), along_time(next_scale))
@@ -93,10 +93,16 @@ class FrameRebuild(nn.Module):
         return -(-num_frames // self.stride)
 
     def _tables(self, phases: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Scale, bias and second scale of frames at `phases` (modulo R), (T, C) each; phase 0 is computed: 1, 0, 0."""
-        index = phases % self.stride
-        scale, bias = (F.pad(v, (0, 0, 1, 0), value=one)[index] for v, one in ((self.scale, 1.0), (self.bias, 0.0)))
-        return scale, bias, None if self.next_scale is None else F.pad(self.next_scale, (0, 0, 1, 0))[index]
+        """Scale, bias and second scale of frames at `phases` (modulo R), (T, C) each."""
+        scale, bias, next_scale = (None if v is None else v[phases % self.stride] for v in self._phases())
+        assert scale is not None
+        assert bias is not None
+        return scale, bias, next_scale
+
+    def _phases(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Scale, bias and second scale of the phases 0 … R−1, (R, C) each; phase 0 is computed: 1, 0, 0."""
+        scale, bias = F.pad(self.scale, (0, 0, 1, 0), value=1.0), F.pad(self.bias, (0, 0, 1, 0))
+        return scale, bias, None if self.next_scale is None else F.pad(self.next_scale, (0, 0, 1, 0))
 
 
 class ChannelRebuild(nn.Module):
