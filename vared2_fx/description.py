@@ -16,7 +16,7 @@ from vared2_fx.passes.fingerprint import Fingerprint
 from vared2_fx.passes.nesting import read_nesting
 from vared2_fx.passes.plan import Plan
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _KEYS = {"format_version", "source", "config", "plan", "graph", "training", "weights_sha256", "sha256"}
 
