@@ -4,6 +4,7 @@ from vared2_fx import zoo
 from vared2_fx.checkpoint import load, load_weights, save
 from vared2_fx.config import ConvertConfig, FinetuneConfig
 from vared2_fx.convert import convert, scan
+from vared2_fx.deploy import Deployed, deploy, load_deployed
 from vared2_fx.layers import Choice, Decision
 from vared2_fx.passes.rewrite import with_decisions
 from vared2_fx.policy.fix import full, policy, specialize, unload
@@ -25,16 +26,19 @@ __all__ = [
     "CompressionReport",
     "ConvertConfig",
     "Decision",
+    "Deployed",
     "Evaluation",
     "FinetuneConfig",
     "FinetuneResult",
     "convert",
+    "deploy",
     "efficiency_loss",
     "evaluate",
     "finetune",
     "fit_gates",
     "full",
     "load",
+    "load_deployed",
     "load_weights",
     "policy",
     "recalibrate_norms",

@@ -1,6 +1,5 @@
 """Converted networks on disk: a JSON config with a format version, and a state dict in safetensors."""
 
-import hashlib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from torch import Tensor, fx, nn
 from vared2_fx import zoo
 from vared2_fx.convert import apply_plan, conversion
 from vared2_fx.description import describe, read_conversion, read_description, to_json
+from vared2_fx.disk import sha256, sync
 from vared2_fx.errors import CheckpointError, ZooError
 from vared2_fx.passes.decisions import without_decisions
 from vared2_fx.passes.fingerprint import difference, fingerprint
@@ -171,12 +171,12 @@ def _write(folder: Path, document: dict[str, Any], state: dict[str, Tensor]) -> 
     usual_mode = part.stat().st_mode  # safetensors lets nobody else read what it writes
     save_file(state, part)
     part.chmod(usual_mode)
-    _sync(part)
-    document["weights_sha256"] = _sha256(part)
+    sync(part)
+    document["weights_sha256"] = sha256(part)
     os.replace(part, _unsettled(folder, document))
     part = folder / f"{CONFIG_FILE}.part"
     part.write_text(to_json(document), encoding="utf-8")
-    _sync(part)
+    sync(part)
     os.replace(part, folder / CONFIG_FILE)
 
 
@@ -200,20 +200,6 @@ def _unsettled(folder: Path, document: dict[str, Any]) -> Path:
     return folder / f"{WEIGHTS_FILE}.{checksum}"
 
 
-def _sync(path: Path) -> None:
-    """Let the file reach the disk before its name says that it has."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous copies where two names share memory, which safetensors refuses."""
     seen: set[int] = set()
@@ -229,7 +215,7 @@ def _read_weights(folder: Path, document: dict[str, Any]) -> dict[str, Tensor]:
     ready = _unsettled(folder, document)
     path = ready if ready.exists() else folder / WEIGHTS_FILE
     try:
-        if _sha256(path) != document["weights_sha256"]:
+        if sha256(path) != document["weights_sha256"]:
             raise CheckpointError(f"load: {path} is not the file that {CONFIG_FILE} belongs to, or it is damaged.")
         return dict(load_file(path))
     except OSError as exc:

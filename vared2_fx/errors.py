@@ -30,3 +30,7 @@ class TrainError(Vared2Error):
 
 class ReportError(Vared2Error):
     """A report cannot be made from this data, or read."""
+
+
+class DeployError(Vared2Error):
+    """A network cannot be deployed as asked, or a deployed one is not read, or called, as it can be."""

@@ -42,7 +42,7 @@ def check(original: nn.Module, converted: fx.GraphModule, example_inputs: Inputs
     if any(tensor.is_meta for tensor in before):
         return 0.0  # no values that could differ
     worst = _compare(original, converted, args, before)
-    for others in (_other_batches(args), _other_lengths(args)):
+    for others in (other_batches(args), other_lengths(args)):
         for other in others:
             accepted = _evaluate_if_accepted(original, other)
             if accepted is not None:
@@ -73,7 +73,7 @@ def _compare(original: nn.Module, converted: fx.GraphModule, args: Args, before:
         )
     worst = 0.0
     for a, b in zip(before, after, strict=True):
-        difference = _difference(a, b)
+        difference = largest_difference(a, b)
         worst = max(worst, difference)
         if not difference <= _tolerance(a):
             raise ConvertError(
@@ -84,7 +84,7 @@ def _compare(original: nn.Module, converted: fx.GraphModule, args: Args, before:
     return worst
 
 
-def _other_batches(args: Args) -> Iterator[Args]:
+def other_batches(args: Args) -> Iterator[Args]:
     """One clip of several; one more where there is one, or where other arguments may point to each clip."""
     num_clips = len(clips_of(args))
     alone = all(x.dim() == 5 for x in tree_leaves(args) if isinstance(x, Tensor))
@@ -98,7 +98,7 @@ def _other_batches(args: Args) -> Iterator[Args]:
         yield tree_map_only(Tensor, change, args)
 
 
-def _other_lengths(args: Args) -> Iterator[Args]:
+def other_lengths(args: Args) -> Iterator[Args]:
     """Shorter ones, then, for networks that need all their frames, longer ones; each pathway in proportion."""
     lengths = {x.shape[2] for x in tree_leaves(args) if isinstance(x, Tensor) and x.dim() == 5}
     odd = 1 if len(lengths) == 1 else 0  # a length that no frame stride divides shows more
@@ -180,14 +180,14 @@ def _first_tensor(value: Any) -> Tensor | None:
 def _differ(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is not b
-    return a.shape != b.shape or not _difference(a, b) <= _tolerance(a)
+    return a.shape != b.shape or not largest_difference(a, b) <= _tolerance(a)
 
 
 def _tolerance(tensor: Tensor) -> float:
     return TOLERANCE.get(tensor.dtype, 1e-4)
 
 
-def _difference(a: Tensor, b: Tensor) -> float:
+def largest_difference(a: Tensor, b: Tensor) -> float:
     """Largest |a − b| as a share of the largest finite |a|; an infinity or NaN in both is no difference."""
     a, b = a.double(), b.double()
     same = (a == b) | (a.isnan() & b.isnan())

@@ -42,7 +42,12 @@ def copy_model(model: nn.Module) -> nn.Module:
 
 
 def trace(
-    own: nn.Module, nesting: Nesting = (), *, untraced: Iterable[Untraced] = (), num_given: int | None = None
+    own: nn.Module,
+    nesting: Nesting = (),
+    *,
+    untraced: Iterable[Untraced] = (),
+    num_given: int | None = None,
+    tracer: type[ConvTracer] = ConvTracer,
 ) -> fx.GraphModule:
     """Trace a network; the result shares its leaf modules with `own`, and their modes.
 
@@ -56,16 +61,17 @@ def trace(
         num_given: how many positional arguments it will be called with. A network with more, which are None unless
             given, is kept whole where it uses one: tracing would take what depends on that as if they were given.
             None: all of them.
+        tracer: how far it follows.
 
     Raises:
         ConvertError: the network as a whole cannot be followed, and takes any number of arguments.
     """
     kind, known = type(own).__name__, {where.path: where for where in untraced}
     while "" not in known:
-        tracers = [ConvTracer(known, nesting)]
+        tracers = [tracer(known, nesting)]
 
         def attempt(known: dict[str, Untraced] = known, tracers: list[ConvTracer] = tracers) -> fx.Graph:
-            tracers.append(ConvTracer(known, nesting))
+            tracers.append(tracer(known, nesting))
             return tracers[-1].trace(own)
 
         try:

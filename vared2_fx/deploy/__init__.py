@@ -1,0 +1,8 @@
+"""Static networks in engines: made, called, saved, loaded."""
+
+from vared2_fx.deploy.deployed import Deployed
+from vared2_fx.deploy.files import load_deployed
+from vared2_fx.deploy.make import deploy
+from vared2_fx.deploy.parity import Parity
+
+__all__ = ["Deployed", "Parity", "deploy", "load_deployed"]

@@ -1,0 +1,83 @@
+"""Torch itself: the folded graph in `channels_last_3d`, with oneDNN's convolutions."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves, tree_unflatten
+from typing_extensions import Self
+
+from vared2_fx.deploy.engines.base import Engine, Settings
+from vared2_fx.deploy.program import Program
+from vared2_fx.passes.deploy.onednn import onednn_convs
+from vared2_fx.passes.deploy.pipeline import EngineName
+
+FILE = "program.pt2"
+
+
+class TorchEngine(Engine):
+    """Runs the program operator by operator."""
+
+    name: EngineName = "torch"
+    packages = ("torch",)
+
+    def __init__(self, exported: ExportedProgram, settings: Settings) -> None:
+        """Run `exported`."""
+        super().__init__(settings)
+        self.exported = exported
+        self.module = self._runnable(exported)
+        spec = exported.call_spec.in_spec
+        assert spec is not None
+        self._in_spec = spec
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        """Nothing can be missing."""
+
+    @classmethod
+    def build(cls, program: Program, settings: Settings) -> Self:
+        """Take over a program."""
+        return cls(program.exported, settings)
+
+    @classmethod
+    def read(cls, files: Mapping[str, Path], settings: Settings) -> Self:
+        """Read a saved program."""
+        return cls(torch.export.load(files[FILE]), settings)
+
+    def write(self, folder: Path) -> None:
+        """Write the program: a graph as JSON, and its weights."""
+        with warnings.catch_warnings():
+            # torch 2.14 says this of every weight in channels_last_3d, which it writes as a whole nevertheless
+            warnings.filterwarnings("ignore", "No complete tensor found in the group", UserWarning)
+            torch.export.save(self.exported, folder / FILE)
+
+    def run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """From the tensors of a call to those of its answer."""
+        args, kwargs = tree_unflatten(list(tensors), self._in_spec)
+        with torch.no_grad(), _threads(self.settings.threads):
+            return tree_leaves(self._call(args, kwargs))
+
+    def _runnable(self, exported: ExportedProgram) -> Any:
+        return onednn_convs(exported.module(check_guards=False))  # the signature has looked at the shapes
+
+    def _call(self, args: Any, kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+
+@contextmanager
+def _threads(wanted: int | None) -> Iterator[None]:
+    """Let torch use so many threads for what this thread computes inside the block."""
+    before = torch.get_num_threads()
+    if wanted is None or wanted == before:
+        yield
+        return
+    torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,145 @@
+"""`deploy`: from a static network to an engine that runs it."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from vared2_fx import zoo
+from vared2_fx.convert import conversion
+from vared2_fx.deploy.deployed import Deployed
+from vared2_fx.deploy.engines import BY_NAME, Settings
+from vared2_fx.deploy.parity import compare
+from vared2_fx.deploy.program import export, first_line
+from vared2_fx.errors import ConvertError, DeployError, ZooError
+from vared2_fx.modes import evaluating, unchanged
+from vared2_fx.passes.deploy.pipeline import ENGINES, PRECISIONS, EngineName, Precision, own_copy, prepare_own
+from vared2_fx.passes.leaves import leaves
+from vared2_fx.passes.shapes import Inputs, as_args
+from vared2_fx.wrappers import unwrapped
+
+log = logging.getLogger(__name__)
+
+
+def deploy(
+    model: nn.Module,
+    engine: EngineName = "torch",
+    *,
+    precision: Precision = "fp32",
+    example_inputs: Inputs | None = None,
+    threads: int | None = None,
+) -> Deployed:
+    """Make a static network run in an engine, on the processor.
+
+    Any network will do: the original, or what `specialize` makes of a dynamic one. Both go the same way, so that
+    comparing them is fair.
+
+    Args:
+        model: the network, in float32, without gates; not changed, in no way. It is run in evaluation mode.
+        engine: `torch` (folded, in channels_last_3d, oneDNN), `compile` (torch.compile; needs a C++ compiler), `onnx`
+            (onnxruntime) or `openvino`.
+        precision: what it computes in: `fp32`, or `bf16` (torch, compile, openvino). It takes and gives float32.
+        example_inputs: what the network is called with, as for `convert`; by default what the zoo says of a network
+            of its own, or what it was converted with. Other numbers of clips and frames work where the graph allows
+            them; `signature` and `notes` say so. Heights and widths are those of the example.
+        threads: threads of one call; None leaves it to the engine. (Torch has one number for all that runs in a
+            thread; it is set for the call and set back.)
+
+    Returns:
+        The deployed network; call it like `model`, from any number of threads.
+
+    Raises:
+        DeployError: no such engine or precision; a package is missing; the network has gates, or cannot be exported;
+            or the engine's output is not the network's (see `deploy.parity`).
+    """
+    settings = _settings(engine, precision, threads)
+    BY_NAME[engine].check(settings)
+    own = own_copy(model)
+    args = example_args(unwrapped(model), example_inputs)
+    with torch.inference_mode(False):
+        gm = prepare_own(own, args, engine, precision)
+        program = export(gm, args, _output(own, args))
+        try:
+            running = BY_NAME[engine].build(program, settings)
+        except DeployError:
+            raise
+        except Exception as exc:
+            raise DeployError(
+                f"deploy: engine {engine!r} refuses this network ({type(exc).__name__}: {str(exc).strip()[:500]})."
+            ) from exc
+    inside = [f"kept as it is, since torch.fx cannot follow it: {path}" for path in leaves(gm)]
+    deployed = Deployed(
+        engine=running,
+        network=type(unwrapped(model)).__name__,
+        signature=program.signature,
+        parity=None,  # type: ignore[arg-type]  # measured next
+        notes=(*program.notes, *running.notes, *inside),
+    )
+    parity = compare(
+        own,
+        lambda inputs: deployed.run(program.signature.flatten(inputs)),
+        args,
+        program.signature,
+        precision,
+        other_sizes=engine != "compile",  # which takes seconds to minutes for each shape
+    )
+    object.__setattr__(deployed, "parity", parity)
+    log.info("%s", deployed)
+    return deployed
+
+
+def _settings(engine: str, precision: str, threads: int | None) -> Settings:
+    if engine not in ENGINES:
+        raise DeployError(f"deploy: no engine {engine!r}; there are {', '.join(ENGINES)}.")
+    if precision not in PRECISIONS:
+        raise DeployError(f"deploy: no precision {precision!r}; there are {', '.join(PRECISIONS)}.")
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise DeployError(f"deploy: threads={threads!r}; it must be a number of at least 1, or None.")
+    return Settings(precision=precision, threads=threads)
+
+
+def _output(own: nn.Module, args: tuple[Any, ...]) -> Any:
+    """What the network gives for the example.
+
+    Raises:
+        DeployError: it does not run on it.
+    """
+    try:
+        with unchanged(own), evaluating(own):
+            return own(*tree_map_only(Tensor, torch.clone, args))
+    except Exception as exc:
+        raise DeployError(
+            f"deploy: the network does not run on its example inputs ({type(exc).__name__}: {first_line(exc)}). Pass "
+            "example_inputs of the shape that it is used with."
+        ) from exc
+
+
+def example_args(model: nn.Module, example_inputs: Inputs | None) -> tuple[Any, ...]:
+    """The positional arguments to try a network with: those given, else what is known of it.
+
+    Raises:
+        DeployError: nothing is known, or they hold other things than tensors on the processor.
+    """
+    if example_inputs is not None:
+        given: tuple[Any, ...] = tree_map_only(Tensor, lambda x: x.detach().cpu(), as_args(example_inputs))
+        return given
+    source, shape = getattr(model, "vared2_source", None), None
+    try:
+        made = conversion(model)
+        source, plan = made.source, made.plan
+        shape = None if plan.input_is_guess or plan.nesting else plan.input_shape
+    except ConvertError:
+        pass
+    if shape is not None:
+        return (torch.randn(shape, generator=torch.Generator().manual_seed(0)),)
+    try:
+        if source is not None:
+            return as_args(zoo.spec(str(source["name"])).example_inputs())
+    except ZooError:
+        pass
+    raise DeployError(
+        f"deploy: say with example_inputs= what {type(model).__name__} is called with, such as "
+        "torch.randn(1, 3, 16, 224, 224); only the zoo's networks are known."
+    )
