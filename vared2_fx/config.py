@@ -13,7 +13,7 @@ from vared2_fx.patterns import check_pattern
 
 Granularity = Literal["conv", "block", "stage"]
 GateKind = Literal["softmax", "gumbel", "soft_modulation"]
-FrameRebuildKind = Literal["repeat", "interpolate"]
+FrameRebuildKind = Literal["hold", "repeat", "interpolate"]
 ChannelRebuildKind = Literal["scale", "depthwise"]
 Precision = Literal["no", "bf16", "fp16"]
 Schedule = Literal["joint", "variants_first"]
@@ -55,8 +55,9 @@ class ConvertConfig:
     """Soft modulation only: let the weights sum to one. False is the paper's form as we understand it; the converted
     network then starts near the original, not at it."""
 
-    frame_rebuild: FrameRebuildKind = "repeat"
-    """Φt. `repeat`: scale and bias of the computed frame before; `interpolate`: of it and the next one."""
+    frame_rebuild: FrameRebuildKind | None = None
+    """Φt. `hold`: the computed frame of each R; `repeat`: its scale and bias; `interpolate`: of the one before and the
+    next. None: `repeat` at granularity `conv`, else `hold`, which costs no more than the addition that follows."""
 
     channel_rebuild: ChannelRebuildKind = "scale"
     """Φc. `scale`: scale and bias of one kept channel; `depthwise`: a 1×3×3 kernel on it."""
@@ -89,7 +90,7 @@ class ConvertConfig:
     def __post_init__(self) -> None:
         _one_of("ConvertConfig: granularity", self.granularity, get_args(Granularity))
         _one_of("ConvertConfig: gate", self.gate, get_args(GateKind))
-        _one_of("ConvertConfig: frame_rebuild", self.frame_rebuild, get_args(FrameRebuildKind))
+        _one_of("ConvertConfig: frame_rebuild", self.frame_rebuild_kind, get_args(FrameRebuildKind))
         _one_of("ConvertConfig: channel_rebuild", self.channel_rebuild, get_args(ChannelRebuildKind))
         _check_frame_strides(self.frame_strides)
         _check_channel_shares(self.channel_shares)
@@ -105,6 +106,11 @@ class ConvertConfig:
             object.__setattr__(self, name, named)
         if self.filter is not None and not callable(self.filter):
             raise ConvertError(f"ConvertConfig: filter={self.filter!r}, expected a function of a module and its path.")
+
+    @property
+    def frame_rebuild_kind(self) -> FrameRebuildKind:
+        """`frame_rebuild`, or what None stands for."""
+        return self.frame_rebuild or ("repeat" if self.granularity == "conv" else "hold")
 
 
 def _entry(where: str, entry: str | type[nn.Module]) -> str:

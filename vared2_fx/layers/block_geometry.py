@@ -3,7 +3,7 @@
 T frames, H height, W width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 
 from vared2_fx.layers.geometry import ConvGeometry, Size
@@ -60,6 +60,17 @@ class BlockGeometry:
             for step in self.steps
             if isinstance(step.operation, ConvGeometry)
         )
+
+    def then(self, following: "BlockGeometry") -> "BlockGeometry":
+        """Both runs, one after the other."""
+        shift = len(self.steps)
+        moved = (replace(step, sources=tuple(n + shift for n in step.sources)) for step in following.steps)
+        return BlockGeometry((*self.steps, *moved))
+
+    @property
+    def keeps_frames(self) -> bool:
+        """Whether there are as many frames at the end, whatever their number."""
+        return not self._along_time
 
     @cached_property
     def _along_time(self) -> tuple[ConvGeometry | PoolGeometry, ...]:

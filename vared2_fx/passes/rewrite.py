@@ -92,7 +92,7 @@ def make_region(conv: nn.Module, grid: ChoiceGrid, config: ConvertConfig, *, mea
         num_bins=config.gate_bins,
         normalize=config.normalize,
     )
-    frames = [FrameRebuild(geometry.out_channels, r, config.frame_rebuild) for r in grid.frame_strides[1:]]
+    frames = [FrameRebuild(geometry.out_channels, r, config.frame_rebuild_kind) for r in grid.frame_strides[1:]]
     channels = []
     for share in grid.channel_shares[1:]:
         kept = geometry.kept_channels(share)

@@ -250,7 +250,7 @@ def _gate(facts: BlockFacts, grid: ChoiceGrid, config: ConvertConfig) -> Gate:
 
 def _frame_rebuilds(facts: BlockFacts, grid: ChoiceGrid, config: ConvertConfig) -> list[FrameRebuild]:
     channels = facts.block.exit.meta["shape"][1]
-    return [FrameRebuild(channels, stride, config.frame_rebuild) for stride in grid.frame_strides[1:]]
+    return [FrameRebuild(channels, stride, config.frame_rebuild_kind) for stride in grid.frame_strides[1:]]
 
 
 def _statistics(norm: nn.BatchNorm3d, kept: int) -> nn.BatchNorm3d:
