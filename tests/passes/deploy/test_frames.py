@@ -41,6 +41,8 @@ def test_a_prepared_variant_computes_the_same(name, granularity, choice, rebuild
     with torch.no_grad():
         torch.testing.assert_close(prepared(CLIP), static(CLIP), rtol=1e-4, atol=ATOL)
     assert kinds(prepared).isdisjoint({SlimConv, SlimNorm, nn.BatchNorm3d})
+    called = {str(node.target) for node in prepared.graph.nodes if node.op == "call_function"}
+    assert not any("batch_norm" in target or "conv3d" in target for target in called), "all are modules, and folded"
 
 
 @pytest.mark.parametrize("choice", [(2, 1.0), (2, 0.5)])
