@@ -129,7 +129,7 @@ def randomise_gates(dynamic: nn.Module, clips: Tensor | None = None, seed: int =
     clips = make_clip(6, 3, 8, 16, 16) if clips is None else clips
 
     def centre(gate: Gate, args: tuple[Tensor]) -> None:
-        hidden = torch.tanh(gate.norm(gate.hidden(gate.look(args[0]))))
+        hidden = torch.tanh(gate.norm(gate.hidden(gate.standardised(gate.look(args[0])))))
         weight = torch.randn(gate.out.weight.shape, generator=generator).to(hidden)
         std, mean = torch.std_mean(hidden @ weight.t(), 0)
         gate.out.weight.copy_(weight * (spread / std)[:, None])

@@ -28,7 +28,7 @@ def test_values_that_work(values):
     [
         ({"granularity": "layer"}, "granularity='layer', expected one of conv"),
         ({"gate": "sigmoid"}, "gate='sigmoid', expected one of softmax, gumbel"),
-        ({"frame_rebuild": "copy"}, "expected one of repeat, interpolate"),
+        ({"frame_rebuild": "copy"}, "expected one of hold, repeat, interpolate"),
         ({"channel_rebuild": "copy"}, "expected one of scale, depthwise"),
         ({"frame_strides": ()}, "begin with 1"),
         ({"frame_strides": (2, 4)}, "begin with 1, or the pretrained result is out of reach"),

@@ -9,7 +9,15 @@ from vared2_fx.layers import Choice, Decision
 from vared2_fx.passes.rewrite import with_decisions
 from vared2_fx.policy.fix import full, policy, specialize, unload
 from vared2_fx.report import CompressionReport, report
-from vared2_fx.train import Evaluation, FinetuneResult, efficiency_loss, evaluate, finetune, fit_gates
+from vared2_fx.train import (
+    Evaluation,
+    FinetuneResult,
+    efficiency_loss,
+    evaluate,
+    finetune,
+    fit_gates,
+    recalibrate_norms,
+)
 
 __version__ = "0.1.0"
 
@@ -33,6 +41,7 @@ __all__ = [
     "load_deployed",
     "load_weights",
     "policy",
+    "recalibrate_norms",
     "report",
     "save",
     "scan",

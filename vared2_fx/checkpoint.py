@@ -51,7 +51,7 @@ def save(dynamic: nn.Module, folder: str | Path) -> Path:
     made = conversion(network)
     assert isinstance(network, fx.GraphModule)
     network = without_decisions(network)
-    if regions(network).keys() != {entry.path for entry in made.plan.converted}:
+    if regions(network).keys() != {region.path for region in made.plan.regions}:
         raise CheckpointError("save: this network was specialised; save the dynamic one that it was made from.")
     state = network.state_dict()
     if any(tensor.is_meta for tensor in state.values()):

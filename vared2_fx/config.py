@@ -11,9 +11,9 @@ from torch import nn
 from vared2_fx.errors import ConvertError
 from vared2_fx.patterns import check_pattern
 
-Granularity = Literal["conv"]
+Granularity = Literal["conv", "block", "stage"]
 GateKind = Literal["softmax", "gumbel", "soft_modulation"]
-FrameRebuildKind = Literal["repeat", "interpolate"]
+FrameRebuildKind = Literal["hold", "repeat", "interpolate"]
 ChannelRebuildKind = Literal["scale", "depthwise"]
 Precision = Literal["no", "bf16", "fp16"]
 Schedule = Literal["joint", "variants_first"]
@@ -31,7 +31,9 @@ class ConvertConfig:
     """
 
     granularity: Granularity = "conv"
-    """What one decision covers; `conv`: every eligible 3D convolution has its own (the paper's)."""
+    """What one decision covers. `conv`: every eligible 3D convolution has its own (the paper's). `block` (ours): a
+    residual branch, or any other run of layers with one input and one output; frames are skipped at its input and
+    rebuilt at its output. `stage` (ours): a run of blocks between two changes of resolution, shortcuts included."""
 
     frame_strides: tuple[int, ...] = (1, 2, 4)
     """R, the choices of the time policy: compute every R-th output frame, rebuild the rest. Ascending,
@@ -53,8 +55,9 @@ class ConvertConfig:
     """Soft modulation only: let the weights sum to one. False is the paper's form as we understand it; the converted
     network then starts near the original, not at it."""
 
-    frame_rebuild: FrameRebuildKind = "repeat"
-    """Φt. `repeat`: scale and bias of the computed frame before; `interpolate`: of it and the next one."""
+    frame_rebuild: FrameRebuildKind | None = None
+    """Φt. `hold`: the computed frame of each R; `repeat`: its scale and bias; `interpolate`: of the one before and the
+    next. None: `repeat` at granularity `conv`, else `hold`, which costs no more than the addition that follows."""
 
     channel_rebuild: ChannelRebuildKind = "scale"
     """Φc. `scale`: scale and bias of one kept channel; `depthwise`: a 1×3×3 kernel on it."""
@@ -87,7 +90,7 @@ class ConvertConfig:
     def __post_init__(self) -> None:
         _one_of("ConvertConfig: granularity", self.granularity, get_args(Granularity))
         _one_of("ConvertConfig: gate", self.gate, get_args(GateKind))
-        _one_of("ConvertConfig: frame_rebuild", self.frame_rebuild, get_args(FrameRebuildKind))
+        _one_of("ConvertConfig: frame_rebuild", self.frame_rebuild_kind, get_args(FrameRebuildKind))
         _one_of("ConvertConfig: channel_rebuild", self.channel_rebuild, get_args(ChannelRebuildKind))
         _check_frame_strides(self.frame_strides)
         _check_channel_shares(self.channel_shares)
@@ -103,6 +106,11 @@ class ConvertConfig:
             object.__setattr__(self, name, named)
         if self.filter is not None and not callable(self.filter):
             raise ConvertError(f"ConvertConfig: filter={self.filter!r}, expected a function of a module and its path.")
+
+    @property
+    def frame_rebuild_kind(self) -> FrameRebuildKind:
+        """`frame_rebuild`, or what None stands for."""
+        return self.frame_rebuild or ("repeat" if self.granularity == "conv" else "hold")
 
 
 def _entry(where: str, entry: str | type[nn.Module]) -> str:
@@ -156,9 +164,10 @@ class FinetuneConfig:
 
     schedule: Schedule = "joint"
     """`joint`: weights and gates together, by task and efficiency loss (the paper's, as we understand it).
-    `variants_first` (ours): all epochs train the weights, each batch in full and with one choice of all regions
-    alike, so that each choice is good by itself; then `fit_gates` teaches the gates, on the validation clips, which
-    the weights have not seen. The efficiency loss and the target are not used."""
+    `variants_first` (ours): all epochs train the weights, each batch with one choice of all regions alike, so that
+    each is good by itself, and with one for each region, so that a gate may err; then `fit_gates` teaches the gates, on
+    the validation clips, which the weights have not seen. The efficiency loss, the target and label smoothing are not
+    used."""
 
     optimizer: str = "adamw"
     """Any optimiser that timm knows by name."""
@@ -221,10 +230,11 @@ class FinetuneConfig:
                 raise ConvertError(f"FinetuneConfig: {name}={getattr(self, name)} is negative.")
         object.__setattr__(self, "target_macs", read_target("FinetuneConfig: target_macs", self.target_macs))
         _one_of("FinetuneConfig: schedule", self.schedule, get_args(Schedule))
-        if self.schedule == "variants_first" and self.target_macs is not None:
+        unused = [name for name in ("target_macs", "label_smoothing") if getattr(self, name)]
+        if self.schedule == "variants_first" and unused:
             raise ConvertError(
-                "FinetuneConfig: target_macs has no effect with schedule='variants_first', where gates pick the "
-                "cheapest right choice; leave it out, or take schedule='joint'."
+                f"FinetuneConfig: {unused[0]} has no effect with schedule='variants_first', where weights learn each "
+                "choice and gates then the cheapest right one; leave it out, or take schedule='joint'."
             )
         _one_of("FinetuneConfig: mixed_precision", self.mixed_precision, get_args(Precision))
         if not 0 <= self.label_smoothing < 1:

@@ -11,13 +11,14 @@ from torch.utils._pytree import tree_map_only
 from vared2_fx import zoo
 from vared2_fx.config import ConvertConfig, read_target
 from vared2_fx.errors import ConvertError, ZooError
-from vared2_fx.layers import ConvVariant, DynamicConv
+from vared2_fx.layers import ConvVariant, DynamicRegion, SlimConv
 from vared2_fx.modes import evaluating, unchanged
 from vared2_fx.passes.check import check
 from vared2_fx.passes.hooks import has_hooks, no_hook_lost, watched_hooks
 from vared2_fx.passes.nesting import nesting_of
 from vared2_fx.passes.pipeline import pipeline, run_passes
-from vared2_fx.passes.plan import Plan, make_plan
+from vared2_fx.passes.plan import Plan
+from vared2_fx.passes.planning import make_plan
 from vared2_fx.passes.reach import check_target
 from vared2_fx.passes.shapes import Inputs, as_args, clips_of, guess_shapes, measure_shapes
 from vared2_fx.passes.trace import CONVERSION, copy_model, forget_shapes, trace
@@ -145,7 +146,7 @@ def _convertible(model: nn.Module) -> nn.Module:
     kind = type(model).__name__
     if not isinstance(model, nn.Module):
         raise ConvertError(f"convert: expected a torch.nn.Module, got {kind}; a network of the zoo is zoo.load(name).")
-    if any(isinstance(module, (DynamicConv, ConvVariant)) for module in model.modules()):
+    if any(isinstance(module, (DynamicRegion, ConvVariant, SlimConv)) for module in model.modules()):
         raise ConvertError("convert: this network is converted already; convert the original with another config.")
     if isinstance(model, torch.jit.ScriptModule):
         raise ConvertError(f"convert: {kind} is a compiled program; convert the network that it was made from.")

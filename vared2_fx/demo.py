@@ -55,7 +55,7 @@ def run_demo(out: Path, *, seed: int = 0, say: Say = print) -> CompressionReport
     """
     start = time.perf_counter()
     base = zoo.load(NETWORK, pretrained=True)
-    loaders = _make_loaders(_fresh(out), seed, say)
+    loaders = make_loaders(_fresh(out), seed, say)
     clip = next(iter(loaders["test"]))["video"]
     before = evaluate(base, loaders["test"])
     say(f"\nBase network           {before}")
@@ -107,7 +107,8 @@ def _fresh(out: Path) -> Path:
     return out
 
 
-def _make_loaders(out: Path, seed: int, say: Say) -> dict[str, VideoLoader]:
+def make_loaders(out: Path, seed: int, say: Say) -> dict[str, VideoLoader]:
+    """Generate the scenes of every split in `out`/scenes; returns a loader for each by its name."""
     config = ClipConfig.from_spec(zoo.spec(NETWORK))
     loaders = {}
     for split, (per_class, offset) in SPLITS.items():

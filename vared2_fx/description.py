@@ -14,7 +14,7 @@ from vared2_fx.passes.nesting import read_nesting
 from vared2_fx.passes.plan import Plan
 from vared2_fx.typed_json import as_type, digest
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _KEYS = {"format_version", "source", "config", "plan", "graph", "training", "weights_sha256", "sha256"}
 
@@ -74,8 +74,8 @@ def read_conversion(path: Path, document: dict[str, Any]) -> Conversion:
     try:
         config, plan = as_type(ConvertConfig, document["config"], "config"), as_type(Plan, document["plan"], "plan")
         plan = replace(plan, nesting=read_nesting("plan.nesting", plan.nesting))
-        for entry in plan.entries:
-            ConvertConfig(frame_strides=entry.grid.frame_strides, channel_shares=entry.grid.channel_shares)
+        for region in plan.regions:
+            ConvertConfig(frame_strides=region.grid.frame_strides, channel_shares=region.grid.channel_shares)
         source = as_type(dict[str, Any] | None, document["source"], "source")
         if source is not None:
             as_type(str, source.get("name"), "source.name")

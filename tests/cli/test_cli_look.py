@@ -26,7 +26,7 @@ def test_scan_prints_the_plan(run):
 
 def test_scan_for_a_machine(run):
     plan = json.loads(run("scan", "vared2_demo", "--json").stdout)
-    assert (plan["schema"], plan["version"], plan["network"]) == ("vared2_fx.plan", 2, "DemoNet")
+    assert (plan["schema"], plan["version"], plan["network"]) == ("vared2_fx.plan", 3, "DemoNet")
     expected = vr.scan(vr.zoo.load("vared2_demo"))
     assert [entry["path"] for entry in plan["entries"]] == [entry.path for entry in expected.entries]
     assert plan["macs"] == expected.macs
@@ -35,14 +35,16 @@ def test_scan_for_a_machine(run):
 
 def test_scan_options(run):
     words = ("scan", "mynets:build", "--json", "--frames", "4", "--size", "16")
-    entries = json.loads(run(*words).stdout)["entries"]
-    assert [entry["reason"] for entry in entries] == ["convert", "convert"]
-    assert entries[0]["out_shape"] == [12, 4, 8, 8]
-    assert entries[0]["grid"] == {"frame_strides": [1, 2, 4], "channel_shares": [1.0, 0.5]}
+    plan = json.loads(run(*words).stdout)
+    assert [entry["reason"] for entry in plan["entries"]] == ["convert", "convert"]
+    assert plan["entries"][0]["out_shape"] == [12, 4, 8, 8]
+    assert plan["regions"][0]["grid"] == {"frame_strides": [1, 2, 4], "channel_shares": [1.0, 0.5]}
     more = ("--frame-strides", "1,2", "--channel-shares", "1", "--exclude", "3")
-    entries = json.loads(run(*words, *more).stdout)["entries"]
-    assert [entry["reason"] for entry in entries] == ["convert", "excluded"]
-    assert entries[0]["grid"] == {"frame_strides": [1, 2], "channel_shares": [1.0]}
+    plan = json.loads(run(*words, *more).stdout)
+    assert [entry["reason"] for entry in plan["entries"]] == ["convert", "excluded"]
+    assert plan["regions"][0]["grid"] == {"frame_strides": [1, 2], "channel_shares": [1.0]}
+    (whole,) = json.loads(run(*words, "--granularity", "stage").stdout)["regions"]
+    assert len(whole["convs"]) == 2
     assert [e["reason"] for e in json.loads(run(*words, "--include", "3").stdout)["entries"]] == ["excluded", "convert"]
 
 

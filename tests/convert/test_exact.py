@@ -91,7 +91,7 @@ def test_convert_without_inputs_finds_the_same_layers():
     """32 frames of 320 × 320 are guessed: more than there are here, so the same layers are worth it."""
     with_inputs, without = vr.scan(tiny_net(), CLIP), vr.scan(tiny_net())
     assert without.input_is_guess
-    assert [(e.path, e.grid) for e in without.converted] == [(e.path, e.grid) for e in with_inputs.converted]
+    assert [(r.path, r.grid) for r in without.regions] == [(r.path, r.grid) for r in with_inputs.regions]
 
 
 def test_networks_of_the_zoo_are_known_and_measured_at_their_size():

@@ -1,6 +1,7 @@
 """Gates: full at the start whatever they see, never empty, exact when hard, fixed for one thread only."""
 
 import copy
+import math
 import pickle
 import threading
 
@@ -71,11 +72,25 @@ def test_soft_modulation_starts_full_in_training_too():
 @pytest.mark.parametrize("kind", KINDS)
 def test_gates_see_motion_and_content(kind):
     gate = make_gate(kind)
-    views = [gate.look(CLIPS[name]) for name in ("noise", "still")]
-    means, changes = views[1].unflatten(1, (3, -1)).chunk(2, dim=2)
-    assert not changes.any(), "a still clip has no changes"
+    means, *changes = gate.look(CLIPS["still"]).unflatten(1, (3, -1)).chunk(3, dim=2)
     assert means.all()
-    assert views[0].unflatten(1, (3, -1)).chunk(2, dim=2)[1].all()
+    for change in changes:
+        torch.testing.assert_close(change, torch.full_like(change, math.log(1e-2)), msg="a still clip has no changes")
+    for change in gate.look(CLIPS["noise"]).unflatten(1, (3, -1)).chunk(3, dim=2)[1:]:
+        assert (change > math.log(1e-1)).all()
+
+
+def test_motion_grows_over_two_frames_and_noise_does_not():
+    noise = make_clip(1, 3, 16, 64, 64)
+    ramp = torch.arange(16.0).view(1, 1, 16, 1, 1).expand(1, 3, 16, 64, 64)
+    for clip, growth in ((noise, 0.0), (ramp, math.log(2))):
+        _, over_one, over_two = make_gate().look(clip).unflatten(1, (3, -1)).chunk(3, dim=2)
+        torch.testing.assert_close(over_two - over_one, torch.full_like(over_one, growth), rtol=0, atol=0.2)
+
+
+def test_features_far_from_the_data_are_held():
+    gate = make_gate()
+    assert gate.standardised(gate.look(CLIPS["large"])).abs().max() == 5.0
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 7), (16, 8, 8), (5, 17, 33), (4, 112, 112)])
@@ -89,7 +104,7 @@ def test_cost_is_counted(shape):
     )
     cells = 3 * t * rows * columns
     looked_at = cells * patch_h * patch_w
-    assert gate.macs(shape) == counter.get_total_flops() // 2 + looked_at + cells + gate.hidden.in_features
+    assert gate.macs(shape) == counter.get_total_flops() // 2 + looked_at + 2 * cells + gate.hidden.in_features
     assert looked_at < 3 * t * 32 * 32
 
 

@@ -12,7 +12,7 @@ import vared2_fx as vr
 from vared2_fx import ConvertConfig
 from vared2_fx.errors import ConvertError
 from vared2_fx.passes.pipeline import pipeline, run_passes
-from vared2_fx.passes.plan import make_plan
+from vared2_fx.passes.planning import make_plan
 from vared2_fx.passes.rewrite import gate_convs, regions
 from vared2_fx.passes.trace import trace
 
@@ -44,7 +44,7 @@ def test_the_pipeline_carries_out_the_plan():
     gm = trace(tiny_net())
     plan = make_plan(gm, config=config)
     out = run_passes(gm, pipeline(config, plan))
-    assert {path: region.grid for path, region in regions(out).items()} == {e.path: e.grid for e in plan.converted}
+    assert {path: region.grid for path, region in regions(out).items()} == {r.path: r.grid for r in plan.regions}
     assert set(regions(out)) == set(CONVS) - {"grouped"}
 
 

@@ -48,7 +48,8 @@ def test_entries_hold_the_numbers():
     assert down.operation == "Conv3d 13→12 3×1×1 /2×1×1"
     assert (down.in_shape, down.out_shape) == ((13, 8, 8, 8), (12, 4, 8, 8))
     assert down.macs == 13 * 12 * 3 * 4 * 64  # for one clip of the two
-    assert down.grid == ChoiceGrid((1, 2, 4), (1.0, 0.5))
+    assert down.region == down.path == plan.regions[3].path
+    assert plan.regions[3].grid == ChoiceGrid((1, 2, 4), (1.0, 0.5))
     assert plan.macs == sum(entry.macs for entry in plan.entries) + 16 * 5
 
 
@@ -72,7 +73,7 @@ def test_all_calls_of_a_module_count():
 def test_choices_that_make_no_difference_are_left_out():
     config = ConvertConfig(frame_strides=(1, 2, 4, 8, 16), channel_shares=(1.0, 0.99, 0.5, 0.49), min_channels=1)
     model = nn.Sequential(nn.Conv3d(3, 6, 1), nn.Conv3d(6, 6, 1, groups=3))
-    first, grouped = vr.scan(model, CLIP, config).entries
+    first, grouped = vr.scan(model, CLIP, config).regions
     assert first.grid == ChoiceGrid((1, 2, 4, 8), (1.0, 0.5))  # ⌈0.99 · 6⌉ = 6, ⌈0.49 · 6⌉ = 3
     assert grouped.grid == ChoiceGrid((1, 2, 4, 8), (1.0, 0.5))  # ⌈0.5 · 3⌉ = 2 groups, also for 0.49
 

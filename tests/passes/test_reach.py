@@ -49,7 +49,7 @@ def test_also_at_another_size_of_clips():
     dynamic = vr.convert(tiny_net(), CLIP, config)
     small = make_clip(1, 3, 3, 8, 12)  # with so few frames R = 4 is not offered
     plan = vr.scan(tiny_net(), small, config)
-    assert {entry.grid.frame_strides for entry in plan.converted} == {(1, 2)}
+    assert {region.grid.frame_strides for region in plan.regions} == {(1, 2)}
     reach = reachable(dynamic, small)
     for level in ("full", "middle", "cheapest"):
         assert getattr(reach, level) == taken(dynamic, plan.policy(level), small)
@@ -60,7 +60,7 @@ def test_no_policy_is_cheaper_than_the_cheapest_or_dearer_than_full():
     plan, dynamic = vr.scan(model, CLIP), vr.convert(model, CLIP)
     for _ in range(20):
         draws = torch.randint(6, (len(CONVS),), generator=generator).tolist()
-        macs = taken(dynamic, {e.path: e.grid.all()[d] for e, d in zip(plan.entries, draws, strict=True)})
+        macs = taken(dynamic, {r.path: r.grid.all()[d] for r, d in zip(plan.regions, draws, strict=True)})
         assert plan.reach.cheapest <= macs <= plan.reach.full
     assert plan.reach.cheapest < plan.reach.middle < plan.reach.dense < plan.reach.full
 

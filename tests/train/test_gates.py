@@ -85,7 +85,7 @@ def test_the_schedule_ends_with_fitted_gates():
     before = {path: region.gate.out.weight.clone() for path, region in regions(dynamic).items()}
     result = vr.finetune(dynamic, tiny_loader(), tiny_loader(), config)
     assert [epoch.epoch for epoch in result.history] == [0, 1]
-    assert result.history[1].train_share > 1.0, "weights are trained in full, and with one choice for all clips"
+    assert 0.2 < result.history[1].train_share < 1.0, "weights are trained with reduced choices, whatever gates say"
     if result.best_epoch == 1:
         assert all(not torch.equal(before[path], r.gate.out.weight) for path, r in regions(dynamic).items())
 
@@ -100,5 +100,6 @@ def test_clear_errors():
             vr.fit_gates(dynamic, tiny_loader(), **wrong)
     with pytest.raises(DataError, match="no clips"):
         vr.fit_gates(dynamic, [])
-    with pytest.raises(ConvertError, match="leave it out, or take schedule='joint'"):
-        vr.FinetuneConfig(schedule="variants_first", target_macs=0.5)
+    for unused in ({"target_macs": 0.5}, {"label_smoothing": 0.1}):
+        with pytest.raises(ConvertError, match="leave it out, or take schedule='joint'"):
+            vr.FinetuneConfig(schedule="variants_first", **unused)

@@ -13,11 +13,13 @@ from vared2_fx.cli.options import (
     CHANNEL_SHARES,
     FRAME_STRIDES,
     GATE,
+    GRANULARITY,
     ChannelShares,
     Exclude,
     Frames,
     FrameStrides,
     Gate,
+    Granularity,
     Include,
     Json,
     NetworkToConvert,
@@ -46,6 +48,7 @@ def convert(
     frame_strides: FrameStrides = FRAME_STRIDES,
     channel_shares: ChannelShares = CHANNEL_SHARES,
     gate: Gate = GATE,
+    granularity: Granularity = GRANULARITY,
     frames: Frames = None,
     size: Size = None,
     json: Json = False,
@@ -62,7 +65,12 @@ def convert(
     * `vared2 convert mynets:build --frames 16 --size 112 --out runs/mine`
     """
     config = convert_config(
-        include=include, exclude=exclude, frame_strides=frame_strides, channel_shares=channel_shares, gate=gate
+        include=include,
+        exclude=exclude,
+        frame_strides=frame_strides,
+        channel_shares=channel_shares,
+        gate=gate,
+        granularity=granularity,
     )
     check_free(out, overwrite)
     if kind_of(network) == "folder":
@@ -79,7 +87,7 @@ def convert(
     share = sum(entry.macs or 0 for entry in plan.converted) / max(1, plan.macs or 0)
     known = f", which do {percent(share)} of its {si(plan.macs)}MACs" if plan.macs else ""
     show(
-        f"Saved {out}: {plan.network} with {len(plan.converted)} dynamic layers{known}.\n"
+        f"Saved {out}: {plan.network} with {len(plan.regions)} dynamic regions{known}.\n"
         f"`vared2 scan` lists them. Next: vared2 finetune {out} --train … --val … --out …"
     )
 

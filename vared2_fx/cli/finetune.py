@@ -14,6 +14,7 @@ from vared2_fx.cli.options import (
     CHANNEL_SHARES,
     FRAME_STRIDES,
     GATE,
+    GRANULARITY,
     Base,
     BatchSize,
     ChannelShares,
@@ -23,6 +24,7 @@ from vared2_fx.cli.options import (
     Frames,
     FrameStrides,
     Gate,
+    Granularity,
     Include,
     Json,
     NetworkOrFolder,
@@ -122,6 +124,7 @@ def finetune(
     frame_strides: FrameStrides = FRAME_STRIDES,
     channel_shares: ChannelShares = CHANNEL_SHARES,
     gate: Gate = GATE,
+    granularity: Granularity = GRANULARITY,
     frames: Frames = None,
     size: Size = None,
     sampling_rate: SamplingRate = None,
@@ -167,7 +170,12 @@ def finetune(
         resume=resume,
     )
     conversion_config = convert_config(
-        include=include, exclude=exclude, frame_strides=frame_strides, channel_shares=channel_shares, gate=gate
+        include=include,
+        exclude=exclude,
+        frame_strides=frame_strides,
+        channel_shares=channel_shares,
+        gate=gate,
+        granularity=granularity,
     )
     _check_out(out, resume)
     from vared2_fx.data import list_videos, make_loader

@@ -9,11 +9,13 @@ from vared2_fx.cli.networks import open_network
 from vared2_fx.cli.options import (
     CHANNEL_SHARES,
     FRAME_STRIDES,
+    GRANULARITY,
     Base,
     ChannelShares,
     Exclude,
     Frames,
     FrameStrides,
+    Granularity,
     Include,
     Json,
     NetworkOrFolder,
@@ -62,6 +64,7 @@ def scan(
     exclude: Exclude = None,
     frame_strides: FrameStrides = FRAME_STRIDES,
     channel_shares: ChannelShares = CHANNEL_SHARES,
+    granularity: Granularity = GRANULARITY,
     target_macs: TargetMacs = None,
     frames: Frames = None,
     size: Size = None,
@@ -79,6 +82,8 @@ def scan(
 
     * `vared2 scan r3d_18 --exclude 'stem.*' --frame-strides 1,2`
 
+    * `vared2 scan x3d_s --granularity stage`
+
     * `vared2 scan mynets:build --frames 16 --size 112`  (the function `build` in mynets.py, here)
     """
     target = read_target("--target-macs", target_macs)
@@ -88,7 +93,11 @@ def scan(
         plan = conversion(opened.converted).plan
     else:
         config = convert_config(
-            include=include, exclude=exclude, frame_strides=frame_strides, channel_shares=channel_shares
+            include=include,
+            exclude=exclude,
+            frame_strides=frame_strides,
+            channel_shares=channel_shares,
+            granularity=granularity,
         )
         plan = scan_network(opened.model, example_inputs(opened, frames=frames, size=size), config)
     if target is not None:
@@ -102,4 +111,4 @@ def scan(
 def plan_document(plan: Plan) -> dict[str, Any]:
     """A plan for JSON."""
     reach = None if plan.reach is None else asdict(plan.reach)
-    return {"schema": "vared2_fx.plan", "version": 2, **asdict(plan), "reach": reach}
+    return {"schema": "vared2_fx.plan", "version": 3, **asdict(plan), "reach": reach}

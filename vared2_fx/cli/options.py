@@ -102,6 +102,15 @@ ChannelShares = Annotated[
         rich_help_panel=_CONVERSION,
     ),
 ]
+Granularity = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND",
+        help="What one decision covers: `conv`, every convolution has its own; `block`, residual branches and other "
+        "runs of layers; `stage`, runs of blocks.",
+        rich_help_panel=_CONVERSION,
+    ),
+]
 Gate = Annotated[
     str,
     typer.Option(
@@ -170,6 +179,7 @@ Device = Annotated[
 ]
 
 GATE = ConvertConfig().gate
+GRANULARITY = ConvertConfig().granularity
 FRAME_STRIDES = ",".join(map(str, ConvertConfig().frame_strides))
 CHANNEL_SHARES = ",".join(f"{share:g}" for share in ConvertConfig().channel_shares)
 
@@ -181,6 +191,7 @@ def convert_config(
     frame_strides: str = FRAME_STRIDES,
     channel_shares: str = CHANNEL_SHARES,
     gate: str = GATE,
+    granularity: str = GRANULARITY,
 ) -> ConvertConfig:
     """What the options ask for.
 
@@ -193,6 +204,7 @@ def convert_config(
         frame_strides=_numbers("--frame-strides", frame_strides, int, "1,2,4"),
         channel_shares=_numbers("--channel-shares", channel_shares, float, "1,0.5"),
         gate=gate,  # type: ignore[arg-type]  # the config checks it
+        granularity=granularity,  # type: ignore[arg-type]
     )
 
 

@@ -21,6 +21,13 @@ _POOL_CELLS = 8
 _PATCH = 2
 """Side of the patch averaged in each cell: noise differs from frame to frame as motion does, but averages out."""
 
+_LAGS = (1, 2)
+_VIEWS = 1 + len(_LAGS)
+_SMALL_CHANGE = 1e-2
+"""Added to a change before its logarithm is taken: activations are around 1, and smaller changes are none."""
+_FAR = 5.0
+"""Standard deviations beyond which a feature says no more; what hardly varied in the data may vary widely later."""
+
 _OPEN = 2.0
 """Starting bias between the full choice and the others, on either side of zero for soft modulation."""
 
@@ -56,9 +63,10 @@ class Gate(nn.Module):
       before the noise is added, not after: as it falls the draws themselves become the decisions of evaluation.
 
     G (ours) looks at a patch of 2×2 positions in each of about 8×8 cells of a map, and gives per channel their mean
-    in each of `num_bins` bins of time, and the mean absolute change from frame to frame in each of `num_bins`: motion
-    is what the policy over frames has to see. Each of these values is standardised over the data before W1, or the
-    changes, which are small beside the means, would hardly count.
+    in each of `num_bins` bins of time, and the logarithm of the mean absolute change over one frame and over two:
+    motion is what the policy over frames has to see, and noise, unlike motion, is no larger over two frames than over
+    one. Each of these values is standardised over the data before W1, or the changes would hardly count beside the
+    means.
 
     β and W2 start such that only the full choice is taken, whatever the input.
     """
@@ -91,8 +99,8 @@ class Gate(nn.Module):
         self.grid, self.out_frames = grid, out_frames
         self.kind, self.normalize, self.num_bins = kind, normalize, num_bins
         num_entries = len(grid.frame_strides) + len(grid.channel_shares)
-        self.scale = nn.BatchNorm1d(2 * num_bins * in_channels, affine=False)
-        self.hidden = nn.Linear(2 * num_bins * in_channels, hidden)
+        self.scale = nn.BatchNorm1d(_VIEWS * num_bins * in_channels, affine=False)
+        self.hidden = nn.Linear(_VIEWS * num_bins * in_channels, hidden)
         self.norm = nn.BatchNorm1d(hidden)
         self.out = nn.Linear(hidden, num_entries)
         self.register_buffer("temperature", torch.tensor(1.0))
@@ -123,7 +131,7 @@ class Gate(nn.Module):
         entries = self._fixed_entries(x)
         if entries is not None:
             return entries
-        z = self.logits(self._normed(self.scale, self.look(x)))
+        z = self.logits(self.standardised(self.look(x)))
         z = z.nan_to_num(nan=0.0)  # features that overflowed decide nothing: evaluation computes everything
         num_strides = len(self.grid.frame_strides)
         offered = [stride <= self.out_frames(x.shape[2]) for stride in self.grid.frame_strides]
@@ -136,8 +144,8 @@ class Gate(nn.Module):
         """Operations for one clip: one per map value looked at, cell, feature, and weight of the two layers."""
         t, h, w = in_size
         (rows, patch_h), (columns, patch_w) = _patches(h), _patches(w)
-        cells = t * len(rows) * len(columns) * (self.hidden.in_features // (2 * self.num_bins))
-        look = cells * (patch_h * patch_w + 1)
+        cells = t * len(rows) * len(columns) * (self.hidden.in_features // (_VIEWS * self.num_bins))
+        look = cells * (patch_h * patch_w + len(_LAGS))
         return look + self.hidden.in_features + self.hidden.weight.numel() + self.out.weight.numel()
 
     def _fixed_entries(self, x: Tensor) -> Tensor | None:
@@ -148,18 +156,21 @@ class Gate(nn.Module):
         row[index[0]] = row[len(self.grid.frame_strides) + index[1]] = 1.0
         return row.expand(x.shape[0], -1)
 
+    def standardised(self, features: Tensor) -> Tensor:
+        """Features (N, F) in standard deviations from their mean over the data."""
+        return self._normed(self.scale, features).clamp(-_FAR, _FAR)
+
     def logits(self, features: Tensor) -> Tensor:
         """Standardised features (N, F) → z (N, J + I)."""
         z: Tensor = self.out(torch.tanh(self._normed(self.norm, self.hidden(features))))
         return z
 
     def look(self, x: Tensor) -> Tensor:
-        """G: (N, C, T, H, W) → (N, F), F = 2 · bins · C."""
+        """G: (N, C, T, H, W) → (N, F), F = 3 · bins · C."""
         cells = _average_patches(x)
-        means = cells.mean((3, 4))
-        changes = (cells[:, :, 1:] - cells[:, :, :-1]).abs().mean((3, 4)) if x.shape[2] > 1 else torch.zeros_like(means)
-        views = [F.adaptive_avg_pool1d(values, self.num_bins) for values in (means, changes)]
-        return torch.cat(views, dim=2).flatten(1).to(self.hidden.weight.dtype)
+        views = [cells.mean((3, 4)), *(_log_change(cells, lag) for lag in _LAGS)]
+        pooled = [F.adaptive_avg_pool1d(values, self.num_bins) for values in views]
+        return torch.cat(pooled, dim=2).flatten(1).to(self.hidden.weight.dtype)
 
     def _normed(self, norm: nn.BatchNorm1d, values: Tensor) -> Tensor:
         if self.training and len(values) == 1:  # one clip has no statistics of its own
@@ -187,6 +198,15 @@ def _soft_modulation(z: Tensor, normalize: bool) -> Tensor:
     closed = weights.sum(1, keepdim=True) <= 0
     weights = weights + closed * F.one_hot(torch.zeros_like(z[:, 0], dtype=torch.long), z.shape[1])
     return weights / weights.sum(1, keepdim=True) if normalize else weights
+
+
+def _log_change(cells: Tensor, lag: int) -> Tensor:
+    """log(|change| + small) over `lag` frames of (N, C, T, h, w), averaged over positions: (N, C, T − lag, or 1)."""
+    if cells.shape[2] <= lag:
+        change = torch.zeros_like(cells[:, :, :1, 0, 0])
+    else:
+        change = (cells[:, :, lag:] - cells[:, :, :-lag]).abs().mean((3, 4))
+    return (change + _SMALL_CHANGE).log()
 
 
 def _average_patches(x: Tensor) -> Tensor:

@@ -106,12 +106,12 @@ class ConvGeometry:
 
     def kept_groups(self, share: float) -> int:
         """Groups that a share of the channels needs: the first ⌈r·groups⌉ (1 when not grouped)."""
-        return _ceil_share(share, self.groups)
+        return ceil_share(share, self.groups)
 
     def kept_channels(self, share: float) -> int:
         """Output channels that are computed: the first ⌈r·C⌉, or those of the first ⌈r·groups⌉ groups."""
         if self.groups == 1:
-            return _ceil_share(share, self.out_channels)
+            return ceil_share(share, self.out_channels)
         return self.kept_groups(share) * (self.out_channels // self.groups)
 
     def macs(self, in_size: Size, choice: Choice = FULL) -> int:
@@ -123,15 +123,21 @@ class ConvGeometry:
         return self.kept_channels(choice.channel_share) * fan_in * frames * h * w
 
     def frame_window(self, x: Tensor, frame_stride: int) -> tuple[Tensor, int]:
-        """Give the part of x (N, C, T_in, H, W) that the computed frames see, and its padding in time."""
+        """Give the part of x (N, C, T_in, H, W) that the computed frames see, and its padding in time.
+
+        Also while a graph is traced, when T_in is no number: there is more than one output frame then.
+        """
         (size, *_), (pad, *_), (step, *_), (dilation, *_) = self.kernel_size, self.padding, self.stride, self.dilation
-        frames = computed_frames(self.out_frames(x.shape[2]), frame_stride)
-        first = frames.start * step - pad
-        missing = frames[-1] * step - pad + dilation * (size - 1) + 1 - x.shape[2]  # behind the last frame
-        padding = max(0, -first)
-        if first > 0:
-            x = x[:, :, first:]
-        if missing > padding:  # a convolution pads both ends alike
+        num_frames = self.out_frames(x.shape[2])
+        known = isinstance(num_frames, int)
+        first = computed_frames(num_frames if known else frame_stride + 1, frame_stride).start
+        last = first + (num_frames - first - 1) // frame_stride * frame_stride
+        missing = last * step - pad + dilation * (size - 1) + 1 - x.shape[2]  # behind the last frame
+        offset = first * step - pad
+        padding = max(0, -offset)
+        if offset > 0:
+            x = x[:, :, offset:]
+        if not known or missing > padding:  # a convolution pads both ends alike
             x = F.pad(x, (0, 0, 0, 0, 0, missing - padding))
         return x, padding
 
@@ -142,7 +148,8 @@ class ConvGeometry:
         return text + (f" groups={self.groups}" if self.groups > 1 else "")
 
 
-def _ceil_share(share: float, count: int) -> int:
+def ceil_share(share: float, count: int) -> int:
+    """The least whole number that is a share of `count`, at least 1."""
     # 1e-9: a share such as 1/3 of 3 must not become 2 by rounding.
     return max(1, min(count, int(-(-(share * count - 1e-9) // 1))))
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vared2_fx.layers.region import Decision, DynamicConv
+from vared2_fx.layers.conv import DynamicConv
+from vared2_fx.layers.region import Decision
 
 Record = list[tuple[DynamicConv, Decision]]
 

@@ -16,43 +16,53 @@ from vared2_fx.layers.geometry import Size, computed_frames
 class FrameRebuild(nn.Module):
     """Φt for one R: the frames between the computed ones, of which there is one in every R (`computed_frames`).
 
-    `repeat`: a scale and a bias per channel and phase, at first 1 and 0 (a still clip is rebuilt exactly). The frames
-    iR … iR+R−1 are made from the one of them that is computed.
+    `hold`: the frames iR … iR+R−1 are the one of them that is computed; no parameters, no multiply-adds.
+    `repeat`: so, times a scale plus a bias per channel and phase, at first 1 and 0 (a still clip is rebuilt exactly).
     `interpolate`: a second scale, at first the linear blend of the computed frames before and after; where there is
     only one of the two it is taken twice.
 
     The phase of a frame is its distance from the last computed frame, 1 … R−1.
     """
 
+    scale: Tensor
+    bias: Tensor
+    next_scale: Tensor | None
+
     def __init__(self, channels: int, stride: int, kind: FrameRebuildKind = "repeat") -> None:
         """Make Φt for `channels` and R = `stride` ≥ 2."""
         super().__init__()
-        self.stride = stride
+        self.stride, self.kind = stride, kind
         phases = torch.arange(1, stride).float().div(stride).unsqueeze(1).expand(-1, channels)
-        self.next_scale: Tensor | None
-        self.scale = nn.Parameter(torch.ones(stride - 1, channels) if kind == "repeat" else 1 - phases)
-        self.bias = nn.Parameter(torch.zeros(stride - 1, channels))
-        self.register_parameter("next_scale", None if kind == "repeat" else nn.Parameter(phases.clone()))
+        scale = 1 - phases if kind == "interpolate" else torch.ones(stride - 1, channels)
+        for name, value in (("scale", scale), ("bias", torch.zeros(stride - 1, channels))):
+            if kind == "hold":
+                self.register_buffer(name, value, persistent=False)
+            else:
+                self.register_parameter(name, nn.Parameter(value))
+        self.register_parameter("next_scale", nn.Parameter(phases.clone()) if kind == "interpolate" else None)
 
     def forward(self, computed: Tensor, num_frames: int) -> Tensor:
         """(N, C, I, H, W) → (N, C, num_frames, H, W); I = len(computed_frames(num_frames, R))."""
         first, last = computed[:, :, :1], computed[:, :, -1:]
         if self.next_scale is None:
-            if computed.shape[2] < self._num_groups(num_frames):
+            # Plain code: while a graph is traced neither number is known, and a frame too many is cut off again.
+            if not isinstance(num_frames, int) or computed.shape[2] < self._num_groups(num_frames):
                 computed = torch.cat([computed, last], dim=2)
             return self._fill(computed, start=-1)[:, :, :num_frames]
         before, after = torch.cat([first, computed], dim=2), torch.cat([computed, last], dim=2)
         return self._fill(before, after)[:, :, self.stride - 1 : self.stride - 1 + num_frames]
 
     def _fill(self, frames: Tensor, following: Tensor | None = None, *, start: int = 0) -> Tensor:
-        """Make R frames of each, of the phases `start` and up."""
+        """Make R frames of each, of the phases `start` and up; stacked, which keeps the memory format."""
 
         def along_time(table: Tensor) -> Tensor:
-            return table.t()[None, :, None, :, None, None].to(frames.dtype)
+            return table.roll(-start, 0).t()[None, :, None, :, None, None].to(frames.dtype)
 
-        phases = torch.arange(start, start + self.stride, device=frames.device)
-        scale, bias, next_scale = self._tables(phases)
-        out = torch.addcmul(along_time(bias), frames.unsqueeze(3), along_time(scale))
+        out = torch.stack([frames] * self.stride, dim=3)
+        if self.kind == "hold":
+            return out.flatten(2, 3)
+        scale, bias, next_scale = self.phases()
+        out = torch.addcmul(along_time(bias), out, along_time(scale))
         if following is not None and next_scale is not None:
             out = torch.addcmul(out, following.unsqueeze(3), along_time(next_scale))
         return out.flatten(2, 3)
@@ -84,6 +94,8 @@ class FrameRebuild(nn.Module):
 
     def macs(self, out_size: Size) -> int:
         """Multiply-adds for one clip whose rebuilt map has `out_size`."""
+        if self.kind == "hold":
+            return 0
         t, h, w = out_size
         groups = self._num_groups(t) if self.next_scale is None else len(computed_frames(t, self.stride)) + 1
         terms = 1 if self.next_scale is None else 2
@@ -93,10 +105,16 @@ class FrameRebuild(nn.Module):
         return -(-num_frames // self.stride)
 
     def _tables(self, phases: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Scale, bias and second scale of frames at `phases` (modulo R), (T, C) each; phase 0 is computed: 1, 0, 0."""
-        index = phases % self.stride
-        scale, bias = (F.pad(v, (0, 0, 1, 0), value=one)[index] for v, one in ((self.scale, 1.0), (self.bias, 0.0)))
-        return scale, bias, None if self.next_scale is None else F.pad(self.next_scale, (0, 0, 1, 0))[index]
+        """Scale, bias and second scale of frames at `phases` (modulo R), (T, C) each."""
+        scale, bias, next_scale = (None if v is None else v[phases % self.stride] for v in self.phases())
+        assert scale is not None
+        assert bias is not None
+        return scale, bias, next_scale
+
+    def phases(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Scale, bias and second scale of the phases 0 … R−1, (R, C) each; phase 0 is computed: 1, 0, 0."""
+        scale, bias = F.pad(self.scale, (0, 0, 1, 0), value=1.0), F.pad(self.bias, (0, 0, 1, 0))
+        return scale, bias, None if self.next_scale is None else F.pad(self.next_scale, (0, 0, 1, 0))
 
 
 class ChannelRebuild(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 from torch.fx.node import Argument, _get_qualified_name, map_arg
 
-from vared2_fx.layers import DynamicConv, Gate, SelfGated
+from vared2_fx.layers import DynamicRegion, Gate, SelfGated
 from vared2_fx.passes.leaves import inner, path_of
 from vared2_fx.passes.trace import module_of
 
@@ -28,7 +28,9 @@ def fingerprint(gm: fx.GraphModule) -> Fingerprint:
         nodes.append(f"{number} = {node.op} {_target(node)} {args}")
         if node.op == "call_module" and not isinstance(module := module_of(gm, node), Gate):
             target = str(node.target)
-            called = module.body if isinstance(module, DynamicConv) else module
+            called = module.body if isinstance(module, DynamicRegion) else module
+            if isinstance(called, fx.GraphModule) and called is not module:
+                nodes += [f"  {line}" for line in fingerprint(called)["nodes"]]
             found = {path_of(target, name): part for name, part in inner(called).items()}
             for name, part in called.named_modules():
                 path = path_of(target, name) if name else target

@@ -13,14 +13,22 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vared2_fx.layers import ConvVariant, Decision, DynamicConv, SelfGated, recorded_decisions
+from vared2_fx.layers import (
+    ConvVariant,
+    Decision,
+    DynamicRegion,
+    SelfGated,
+    SlimConv,
+    StaticRegion,
+    recorded_decisions,
+)
 from vared2_fx.passes.functional import FunctionalConvs
 
 WHOLE = "whole_network"
 """Target of the one leaf of a network whose own forward function cannot be followed; no part of any path."""
 
 _CALL = " (call "
-UNITS = (nn.Conv3d, nn.ConvTranspose3d, ConvVariant, DynamicConv, SelfGated)
+UNITS = (nn.Conv3d, nn.ConvTranspose3d, ConvVariant, SlimConv, StaticRegion, DynamicRegion, SelfGated)
 """One node each where tracing meets them: convolutions, subclasses from anywhere included (torch.fx would look into
 those), and what stands in their place."""
 

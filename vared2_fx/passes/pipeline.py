@@ -9,6 +9,7 @@ from functools import partial
 from torch import fx
 
 from vared2_fx.config import ConvertConfig
+from vared2_fx.passes.gate_blocks import gate_blocks
 from vared2_fx.passes.plan import Plan
 from vared2_fx.passes.rewrite import gate_convs
 
@@ -19,7 +20,10 @@ Pass = Callable[[fx.GraphModule], fx.GraphModule]
 
 def pipeline(config: ConvertConfig, plan: Plan) -> list[Pass]:
     """The rewrites that carry out `plan`, in order."""
-    sites = {entry.path: entry.grid for entry in plan.converted}
+    blocks = [region for region in plan.regions if region.nodes]
+    sites = {region.path: region.grid for region in plan.regions if not region.nodes}
+    if blocks:
+        return [partial(gate_blocks, blocks=blocks, config=config)]
     return [partial(gate_convs, sites=sites, config=config)]
 
 

@@ -1,19 +1,14 @@
-"""Decide, for every convolution, whether it is converted and with which choices; changes nothing."""
+"""The plan of a conversion: every convolution, what becomes of it, and the regions that decide."""
 
 import textwrap
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from torch import fx, nn
-
-from vared2_fx.config import ConvertConfig
 from vared2_fx.errors import ConvertError
-from vared2_fx.layers import Choice, ChoiceGrid, ConvGeometry
+from vared2_fx.layers import Choice, ChoiceGrid
 from vared2_fx.passes.nesting import Nesting
-from vared2_fx.passes.reach import Level, Reach, level_index, price, reach_of
-from vared2_fx.passes.regions import Hidden, Reason, Site, conv_sites, hidden_convs, why_not
-from vared2_fx.passes.select import Deselected, select
-from vared2_fx.passes.shapes import total_macs
-from vared2_fx.passes.trace import UNTRACED
+from vared2_fx.passes.reach import Level, Reach, level_index, reach_of
+from vared2_fx.passes.regions import Reason
+from vared2_fx.passes.roles import Kind
 from vared2_fx.passes.untraced import Untraced, together
 from vared2_fx.tables import by, percent, si, text_table
 
@@ -33,18 +28,52 @@ class PlanEntry:
     out_shape: tuple[int, ...] | None
     macs: int | None
     """Multiply-adds per clip."""
-    grid: ChoiceGrid
-    """The choices it gets; only the full one where it stays static."""
-    choice_macs: tuple[int, ...] | None = None
-    """Multiply-adds per clip of each choice, in the order of `grid.all()`, cheap operations counted, the gate not; None
-    where it stays static, shapes are unknown, or these clips take a branch without it."""
-    gate_macs: int | None = None
-    """Operations per clip of its gate; None as above."""
+    region: str | None = None
+    """Path of the region that it is a part of; None where it stays static."""
 
     @property
     def converts(self) -> bool:
         """Whether this convolution is made dynamic."""
         return self.reason == "convert"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanNode:
+    """A value of the graph."""
+
+    name: str
+    kind: Kind
+    """What is done to compute it."""
+    shape: tuple[int, ...]
+    """(C, T, H, W), without the batch; empty where it is no map."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanRegion:
+    """What one gate decides for: a convolution, or a run of layers."""
+
+    path: str
+    convs: tuple[str, ...]
+    """Paths of its convolutions."""
+    grid: ChoiceGrid
+    """The choices it gets."""
+    in_shape: tuple[int, ...] | None
+    """(C, T, H, W) of its input; None where shapes are unknown."""
+    out_shape: tuple[int, ...] | None
+    choice_macs: tuple[int, ...] | None = None
+    """Multiply-adds per clip of each choice, in the order of `grid.all()`, cheap operations counted, the gate not; None
+    where shapes are unknown, or these clips take a branch without it."""
+    gate_macs: int | None = None
+    """Operations per clip of its gate; None as above."""
+    prefix: str = ""
+    """Of a run of layers: path of the module around them."""
+    nodes: tuple[PlanNode, ...] = ()
+    """Of a run of layers: the value that it reads, then those that it computes, in order."""
+
+    @property
+    def operation(self) -> str:
+        """What it is, in words."""
+        return "convolution" if len(self.convs) == 1 else f"{len(self.convs)} convolutions"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +88,8 @@ class Plan:
     """The caller gave no example inputs: `input_shape` is a usual size that the network runs on."""
     macs: int | None
     """Multiply-adds per clip of the whole network, convolutions and matrix products."""
+    regions: tuple[PlanRegion, ...] = ()
+    """What decides, in the order in which it runs."""
     untraced: tuple[Untraced, ...] = ()
     """Modules that torch.fx could not follow. Each runs its own code; the convolutions inside convert on their own."""
     nesting: Nesting = ()
@@ -79,7 +110,7 @@ class Plan:
         """What the converted network can come down to; None where shapes are unknown."""
         if self.macs is None:
             return None
-        return reach_of(self.macs, [(e.choice_macs, e.gate_macs or 0) for e in self.converted if e.choice_macs])
+        return reach_of(self.macs, [(r.choice_macs, r.gate_macs or 0) for r in self.regions if r.choice_macs])
 
     def policy(self, level: Level) -> dict[str, Choice]:
         """The choices, for `vared2_fx.policy`, with which the converted network takes the multiply-adds in `reach`.
@@ -88,12 +119,12 @@ class Plan:
             ConvertError: shapes are unknown, so that choices have no price.
         """
         chosen = {}
-        for entry in self.converted:
-            if entry.choice_macs is None and self.macs is not None:
+        for region in self.regions:
+            if region.choice_macs is None and self.macs is not None:
                 continue  # in a branch that these clips do not take
-            if entry.choice_macs is None and level != "full":
-                raise ConvertError(f"plan: what {entry.path} costs is unknown; scan with example_inputs.")
-            chosen[entry.path] = entry.grid.all()[level_index(entry.choice_macs or (0,), level)]
+            if region.choice_macs is None and level != "full":
+                raise ConvertError(f"plan: what {region.path} costs is unknown; scan with example_inputs.")
+            chosen[region.path] = region.grid.all()[level_index(region.choice_macs or (0,), level)]
         return chosen
 
     @property
@@ -108,13 +139,13 @@ class Plan:
 
     def __str__(self) -> str:
         """A table of every convolution, fit for 100 columns."""
-        rows = []
+        rows, grids = [], {region.path: region.grid for region in self.regions}
         for entry in self.entries:
             share = "" if entry.macs is None or not self.macs else percent(entry.macs / self.macs)
             shape = "" if entry.out_shape is None else by(entry.out_shape)
-            what = "R " + " ".join(map(str, entry.grid.frame_strides))
-            what += "  r " + " ".join(f"{share:g}" for share in entry.grid.channel_shares)
-            what = what if entry.converts else f"static: {entry.reason}"
+            what = f"static: {entry.reason}"
+            if entry.region:
+                what = _choices(grids[entry.region]) if entry.region == entry.path else f"in {entry.region}"
             rows.append((entry.path, entry.operation, shape, share, what))
         head = f"{self.network}: {len(self.converted)} of {len(self.entries)} 3D convolutions convert"
         if self.input_shape is not None and self.macs is not None:
@@ -127,143 +158,24 @@ class Plan:
         lines = [line for note in notes for line in textwrap.wrap(note, 100, subsequent_indent="  ")]
         lines += [] if self.converted else [f"Nothing worth converting, because {self.why_nothing}."]
         lines += [f"not followed: {text}" for text in together(self.untraced)]
-        return "\n".join([head, *reach, text_table(columns, rows), *lines])
+        return "\n".join([head, *reach, text_table(columns, rows), *self._runs(), *lines])
+
+    def _runs(self) -> list[str]:
+        """A table of the regions that hold several layers; none, no table."""
+        rows = [
+            (
+                region.path,
+                region.operation,
+                "" if region.out_shape is None else by(region.out_shape),
+                percent(region.choice_macs[0] / self.macs) if region.choice_macs and self.macs else "",
+                _choices(region.grid),
+            )
+            for region in self.regions
+            if region.nodes
+        ]
+        return [text_table(("region", "operation", ">output", ">MACs", "choices"), rows)] if rows else []
 
 
-def make_plan(
-    gm: fx.GraphModule,
-    *,
-    config: ConvertConfig,
-    source: nn.Module | None = None,
-    input_shape: tuple[int, ...] | None = None,
-    input_is_guess: bool = False,
-    nesting: Nesting = (),
-) -> Plan:
-    """Decide for every convolution of a traced (and, where possible, measured) network.
-
-    Args:
-        gm: the traced network.
-        config: what may be converted.
-        source: the network before it was traced, for `include`, `exclude` and `filter`; without, `gm`, whose
-            containers have lost their types.
-        input_shape: of the clips that `gm` was measured with.
-        input_is_guess: see `Plan`.
-        nesting: see `Plan`.
-
-    Raises:
-        ConvertError: an entry of `include` or `exclude` matches no convolution, or `filter` fails.
-    """
-    sites, hidden = conv_sites(gm), list(hidden_convs(gm))
-    paths = [site.path for site in sites] + [place.path for place in hidden]
-    deselected = select(paths, config, gm if source is None else source)
-    batch = input_shape[0] if input_shape else 1
-    network = total_macs(gm) // batch if input_shape else None
-    order = {node: position for position, node in enumerate(gm.graph.nodes)}
-    entries = [(order[site.first], _entry(site, config, deselected, network, batch)) for site in sites]
-    entries += [(order[place.node], _hidden_entry(place, batch)) for place in hidden]
-    return Plan(
-        network=type(gm).__name__,
-        entries=_worth_it(tuple(entry for _, entry in sorted(entries, key=lambda pair: pair[0])), config, network),
-        input_shape=input_shape,
-        input_is_guess=input_is_guess,
-        macs=network,
-        untraced=gm.meta.get(UNTRACED, ()),
-        nesting=nesting,
-    )
-
-
-def _worth_it(entries: tuple[PlanEntry, ...], config: ConvertConfig, network: int | None) -> tuple[PlanEntry, ...]:
-    """`entries`, or none converted where too little of the network could convert, whatever the user kept out of it."""
-    inside = sum(entry.macs or 0 for entry in entries if entry.converts or entry.reason in ("excluded", "filtered"))
-    if not network or inside >= config.min_total_share * network:
-        return entries
-    detail = (
-        f"all that could convert does {percent(inside / network)} of the network's multiply-adds, "
-        f"less than min_total_share={config.min_total_share:g}"
-    )
-    static = {"reason": "not_worth_it", "detail": detail, "grid": ChoiceGrid((1,), (1.0,))}
-    return tuple(replace(entry, **static) if entry.converts else entry for entry in entries)  # type: ignore[arg-type]
-
-
-def _entry(site: Site, config: ConvertConfig, deselected: Deselected, network: int | None, batch: int) -> PlanEntry:
-    node = site.nodes[0]
-    in_shape, out_shape = _shapes(node)
-    macs = sum(call.meta["macs"] for call in site.nodes) // batch if "macs" in node.meta else None
-    grid = ChoiceGrid((1,), (1.0,))
-    found = why_not(site) or deselected.get(site.path) or _thresholds(site, config, out_shape, macs, network)
-    reason, detail = found or ("convert", "")
-    if reason == "convert":
-        grid = _offered(site, config, out_shape)
-        if len(grid) == 1:
-            reason, detail = "no_choice", "no frame stride or channel share of the config makes it cheaper"
-    entry = PlanEntry(
-        path=site.path,
-        operation=_describe(site.conv),
-        reason=reason,
-        detail=detail,
-        in_shape=tuple(in_shape[1:]) if in_shape else None,
-        out_shape=tuple(out_shape[1:]) if out_shape else None,
-        macs=macs,
-        grid=grid,
-    )
-    if reason != "convert" or in_shape is None:
-        return entry
-    assert isinstance(site.conv, nn.Conv3d)
-    t, h, w = in_shape[2:]
-    choice_macs, gate_macs = price(site.conv, grid, config, (t, h, w))
-    return replace(entry, choice_macs=choice_macs, gate_macs=gate_macs)
-
-
-def _hidden_entry(place: Hidden, batch: int) -> PlanEntry:
-    in_shape, out_shape = _shapes(place.node)
-    return PlanEntry(
-        path=place.path,
-        operation=place.operation,
-        reason=place.reason,
-        detail=place.detail,
-        in_shape=tuple(in_shape[1:]) if in_shape else None,
-        out_shape=tuple(out_shape[1:]) if out_shape else None,
-        macs=None if place.macs is None else place.macs // batch,
-        grid=ChoiceGrid((1,), (1.0,)),
-    )
-
-
-def _shapes(node: fx.Node) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-    """Shape of the first input and of the output, batch included."""
-    source = node.args[0] if node.args else node.kwargs.get("input")
-    return source.meta.get("shape") if isinstance(source, fx.Node) else None, node.meta.get("shape")
-
-
-def _thresholds(
-    site: Site, config: ConvertConfig, out_shape: tuple[int, ...] | None, macs: int | None, network: int | None
-) -> tuple[Reason, str] | None:
-    assert isinstance(site.conv, nn.Conv3d)
-    if site.conv.out_channels < config.min_channels:
-        return "few_channels", f"fewer than min_channels={config.min_channels} output channels"
-    if out_shape is not None and len(out_shape) != 5:
-        return "unbatched", "its input has no batch dimension"
-    if out_shape is not None and out_shape[2] < config.min_frames:
-        return "few_frames", f"fewer than min_frames={config.min_frames} output frames"
-    if macs is not None and network and macs < config.min_macs_share * network:
-        return "few_macs", f"less than min_macs_share={config.min_macs_share:g} of the network's multiply-adds"
-    return None
-
-
-def _offered(site: Site, config: ConvertConfig, out_shape: tuple[int, ...] | None) -> ChoiceGrid:
-    """The config's choices that make a difference here: no stride above T, no share that keeps all channels."""
-    assert isinstance(site.conv, nn.Conv3d)
-    geometry = ConvGeometry.of(site.conv)
-    strides = tuple(r for r in config.frame_strides if out_shape is None or r <= out_shape[2])
-    shares: dict[int, float] = {}
-    for share in config.channel_shares:
-        shares.setdefault(geometry.kept_channels(share), share)
-    return ChoiceGrid(strides, tuple(shares.values()))
-
-
-def _describe(conv: nn.Module) -> str:
-    if not isinstance(conv, nn.Conv3d):
-        return type(conv).__name__
-    try:
-        return str(ConvGeometry.of(conv))
-    except ConvertError:
-        return type(conv).__name__
+def _choices(grid: ChoiceGrid) -> str:
+    strides, shares = grid.frame_strides, grid.channel_shares
+    return f"R {' '.join(map(str, strides))}  r {' '.join(f'{share:g}' for share in shares)}"

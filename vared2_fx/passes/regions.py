@@ -27,6 +27,7 @@ Reason = Literal[
     "filtered",
     "functional",
     "hooks",
+    "no_block",
     "no_choice",
     "not_worth_it",
     "padding",

@@ -9,17 +9,22 @@ from torch import Tensor, fx, nn
 from vared2_fx.config import ConvertConfig
 from vared2_fx.errors import ConvertError
 from vared2_fx.layers import (
+    FULL,
     ChannelRebuild,
     Choice,
     ChoiceGrid,
     ConvGeometry,
     Decision,
+    DynamicBlock,
     DynamicConv,
+    DynamicRegion,
     FrameRebuild,
     Gate,
     SelfGated,
+    StaticRegion,
     predict_channels,
 )
+from vared2_fx.passes.inline import inline
 from vared2_fx.passes.leaves import inner_regions, inner_targets, leaves, replace_inside, run_recorded
 from vared2_fx.passes.trace import calls, fork, kept_call, module_of
 
@@ -87,7 +92,7 @@ def make_region(conv: nn.Module, grid: ChoiceGrid, config: ConvertConfig, *, mea
         num_bins=config.gate_bins,
         normalize=config.normalize,
     )
-    frames = [FrameRebuild(geometry.out_channels, r, config.frame_rebuild) for r in grid.frame_strides[1:]]
+    frames = [FrameRebuild(geometry.out_channels, r, config.frame_rebuild_kind) for r in grid.frame_strides[1:]]
     channels = []
     for share in grid.channel_shares[1:]:
         kept = geometry.kept_channels(share)
@@ -98,11 +103,11 @@ def make_region(conv: nn.Module, grid: ChoiceGrid, config: ConvertConfig, *, mea
     return region.train(conv.training)
 
 
-def regions(gm: fx.GraphModule) -> dict[str, DynamicConv]:
+def regions(gm: fx.GraphModule) -> dict[str, DynamicRegion]:
     """The dynamic regions of a converted network by path, in the order in which they run."""
-    found: dict[str, DynamicConv] = {}
+    found: dict[str, DynamicRegion] = {}
     for node in calls(gm, nn.Module):
-        if isinstance(module_of(gm, node), DynamicConv):
+        if isinstance(module_of(gm, node), DynamicRegion):
             found[str(node.target)] = module_of(gm, node)
         found.update({path: module.region for path, module in inner_regions(gm, str(node.target)).items()})
     return found
@@ -124,7 +129,7 @@ def with_decisions(dynamic: fx.GraphModule) -> fx.GraphModule:
     """
     out = fork(dynamic)
     decisions: dict[str, fx.Node] = {}
-    for node in calls(out, DynamicConv):
+    for node in calls(out, DynamicRegion):
         x, weights = node.args
         with out.graph.inserting_before(node):
             macs = out.graph.call_module(f"{node.target}.cost", (x,))
@@ -155,7 +160,7 @@ def fix_choices(dynamic: fx.GraphModule, choices: Mapping[str, Choice]) -> fx.Gr
         A static network of plain operators; weights shared with `dynamic`.
     """
 
-    def variant_of(path: str, region: DynamicConv) -> nn.Module:
+    def variant_of(path: str, region: DynamicRegion) -> nn.Module:
         variant = region.variant(choices[path])
         variant.training = region.training
         return variant
@@ -163,8 +168,13 @@ def fix_choices(dynamic: fx.GraphModule, choices: Mapping[str, Choice]) -> fx.Gr
     return _replace_regions(dynamic, variant_of)
 
 
+def full_regions(dynamic: fx.GraphModule) -> fx.GraphModule:
+    """The original network with one node for each region, called like it, and no gates; for looking at regions."""
+    return _replace_regions(dynamic, lambda _, region: StaticRegion(region.variant(FULL)))
+
+
 def remove_gates(dynamic: fx.GraphModule) -> fx.GraphModule:
-    """Put the plain convolution back in place of each dynamic region, and drop its gate.
+    """Put the original layers back in place of each dynamic region, and drop its gate.
 
     Returns:
         The original network; parameters have their original names, and are shared with `dynamic`.
@@ -172,14 +182,19 @@ def remove_gates(dynamic: fx.GraphModule) -> fx.GraphModule:
     return _replace_regions(dynamic, lambda _, region: region.body)
 
 
-def _replace_regions(dynamic: fx.GraphModule, make: Callable[[str, DynamicConv], nn.Module]) -> fx.GraphModule:
+def _replace_regions(dynamic: fx.GraphModule, make: Callable[[str, DynamicRegion], nn.Module]) -> fx.GraphModule:
     out = fork(dynamic)
-    for node in calls(out, DynamicConv):
-        path = str(node.target)
+    for node in calls(out, DynamicRegion):
+        path, region = str(node.target), module_of(out, node)
         x, decision = node.args
         assert isinstance(decision, fx.Node)
-        out.set_submodule(path, make(path, module_of(out, node)))
-        node.args = (x,)
+        static = make(path, region)
+        if isinstance(static, fx.GraphModule):
+            assert isinstance(region, DynamicBlock)
+            inline(out, node, static, region.prefix)
+        else:
+            out.set_submodule(path, static)
+            node.args = (x,)
         out.graph.erase_node(decision)
     for target, leaf in leaves(out).items():
         for path, module in inner_regions(out, target).items():

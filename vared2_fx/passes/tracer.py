@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from vared2_fx.errors import ConvertError
 from vared2_fx.modes import same_attributes
+from vared2_fx.passes.hooks import has_hooks
 from vared2_fx.passes.leaves import UNITS
 from vared2_fx.passes.nesting import Nesting, taken_apart
 from vared2_fx.passes.untraced import Untraced, is_assertion, is_torchs
@@ -64,6 +65,8 @@ class ConvTracer(fx.Tracer):
             return True
         if self._called_with_lists:
             return False
+        if type(m) is nn.Sequential and not has_hooks(m):
+            return False  # so that the norm inside is seen by what looks for blocks
         if super().is_leaf_module(m, module_qualified_name):
             return True
         return not any(isinstance(child, UNITS) for child in m.modules())

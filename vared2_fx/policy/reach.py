@@ -6,14 +6,12 @@ from typing import Any
 from torch import fx, nn
 
 from vared2_fx.batches import read_batch
-from vared2_fx.layers import FULL, ConvVariant
 from vared2_fx.packing import packer
 from vared2_fx.passes.leaves import inner_calls
 from vared2_fx.passes.reach import Reach, check_target, reach_of
-from vared2_fx.passes.rewrite import regions
+from vared2_fx.passes.rewrite import full_regions, regions
 from vared2_fx.passes.shapes import Inputs, clips_of, measure_shapes, total_macs
-from vared2_fx.passes.trace import calls, fork
-from vared2_fx.policy.fix import specialize
+from vared2_fx.passes.trace import calls
 
 
 def reachable(dynamic: fx.GraphModule, example_inputs: Inputs) -> Reach:
@@ -26,21 +24,22 @@ def reachable(dynamic: fx.GraphModule, example_inputs: Inputs) -> Reach:
     Raises:
         ConvertError: the network does not run on these inputs.
     """
-    found = regions(dynamic)
-    static = measure_shapes(fork(specialize(dynamic, {"*": FULL})), example_inputs)
+    static = measure_shapes(full_regions(dynamic), example_inputs)
     layers = []
-    called = [(str(node.target), node) for node in calls(static, ConvVariant)]
-    inside = [site for node in calls(static, nn.Module) for site in inner_calls(static, node)]
-    called += [(path, node) for path, _, nodes in inside if path in found for node in nodes if "macs" in node.meta]
-    for path, node in called:
-        region = found[path]
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        _, _, t, h, w = source.meta["shape"]
-        frames = region.geometry.out_frames(t)
-        offered = [choice for choice in region.grid.all() if choice.frame_stride <= frames]
-        layers.append(([region.macs((t, h, w), choice) for choice in offered], region.gate.macs((t, h, w))))
+    for path, region in regions(dynamic).items():
+        for in_shape in _in_shapes(static, path):
+            t, h, w = in_shape[2:]
+            offered = [choice for choice in region.grid.all() if choice.frame_stride <= region.out_frames(t)]
+            layers.append(([region.macs((t, h, w), choice) for choice in offered], region.gate.macs((t, h, w))))
     return reach_of(total_macs(static) // len(clips_of(example_inputs)), layers)
+
+
+def _in_shapes(static: fx.GraphModule, path: str) -> list[tuple[int, ...]]:
+    """What a region reads at each of its calls; none, where a leaf did not call it."""
+    called = static.graph.find_nodes(op="call_module", target=path)
+    inside = [site for node in calls(static, nn.Module) for site in inner_calls(static, node)]
+    nodes = [*called, *(node for inner, _, found in inside if inner == path for node in found if "macs" in node.meta)]
+    return [node.args[0].meta["shape"] for node in nodes]
 
 
 def check_reachable(where: str, dynamic: fx.GraphModule, loader: Iterable[Any], target: float | None) -> None:

@@ -118,6 +118,7 @@ def _layers(
     dynamic: fx.GraphModule, made: Conversion, found: Collected, times: dict[str, Timing]
 ) -> tuple[LayerReport, ...]:
     entries = {entry.path: entry for entry in made.plan.entries}
+    runs = {region.path: region.operation for region in made.plan.regions if region.nodes}
     added = {path: added_params(region) for path, region in regions(dynamic).items()}
     grids = {path: region.grid.all() for path, region in regions(dynamic).items()}
     ((shape, _),) = found.shapes.most_common(1)
@@ -129,7 +130,7 @@ def _layers(
                 path=path,
                 in_shape=operation.in_shape,
                 out_shape=operation.out_shape,
-                **_about(operation, entries.get(path), path in added),
+                **_about(operation, entries.get(path), path in added, runs.get(path)),
                 **_per_clip(counts.cost),
                 choices=_histogram(grids.get(path, ()), counts),
                 params=operation.params,
@@ -140,7 +141,9 @@ def _layers(
     return tuple(layers)
 
 
-def _about(operation: Operation, entry: PlanEntry | None, dynamic: bool) -> dict[str, Any]:
+def _about(operation: Operation, entry: PlanEntry | None, dynamic: bool, run: str | None) -> dict[str, Any]:
+    if run is not None:
+        return {"operation": run, "kind": "dynamic", "reason": "", "detail": ""}
     if entry is None:
         return {"operation": operation.kind, "kind": "other", "reason": "", "detail": ""}
     reason, detail = ("", "") if dynamic else (entry.reason, entry.detail)

@@ -9,12 +9,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from vared2_fx.layers import FULL, Choice, DynamicConv
+from vared2_fx.layers import Choice, DynamicRegion
 from vared2_fx.passes.leaves import inner_calls
-from vared2_fx.passes.rewrite import regions
+from vared2_fx.passes.rewrite import full_regions, regions
 from vared2_fx.passes.shapes import Inputs, measure_shapes
-from vared2_fx.passes.trace import fork
-from vared2_fx.policy.fix import specialize
 
 _FREE = (
     "Dropout",
@@ -73,7 +71,7 @@ def profile(dynamic: fx.GraphModule, clip: Inputs) -> Profile:
     Raises:
         ConvertError: the network does not run on such a clip.
     """
-    gm = measure_shapes(fork(specialize(dynamic, {"*": FULL})), clip)
+    gm = measure_shapes(full_regions(dynamic), clip)
     found = regions(dynamic)
     operations: dict[str, Operation] = {}
     not_counted: Counter[str] = Counter()
@@ -96,7 +94,7 @@ def profile(dynamic: fx.GraphModule, clip: Inputs) -> Profile:
     return Profile(tuple(operations.values()), not_counted, cheap)
 
 
-def added_params(region: DynamicConv) -> int:
+def added_params(region: DynamicRegion) -> int:
     """Parameters that conversion added to an operation: its gate and cheap operations."""
     return _num_params(region) - _num_params(_original(region))
 
@@ -126,14 +124,14 @@ def _macs(node: fx.Node) -> int:
 
 
 def _original(module: nn.Module | None) -> nn.Module | None:
-    return module.body if isinstance(module, DynamicConv) else module
+    return module.body if isinstance(module, DynamicRegion) else module
 
 
-def _cheap(region: DynamicConv, in_shape: tuple[int, ...] | None) -> dict[Choice, int]:
+def _cheap(region: DynamicRegion, in_shape: tuple[int, ...] | None) -> dict[Choice, int]:
     assert in_shape is not None, "a dynamic region takes one tensor"
     _, t, h, w = in_shape
     size = (t, h, w)
-    return {c: region.macs(size, c) - region.geometry.macs(size, c) for c in region.grid.all()}
+    return {choice: region.cheap_macs(size, choice) for choice in region.grid.all()}
 
 
 def _kind(node: fx.Node, module: nn.Module | None) -> str:

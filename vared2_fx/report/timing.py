@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from vared2_fx.layers import FULL, DynamicConv
+from vared2_fx.layers import FULL, DynamicRegion
 from vared2_fx.packing import packer
 from vared2_fx.passes.leaves import inner_regions
 from vared2_fx.passes.shapes import Interpreter
@@ -65,7 +65,7 @@ class _Stops(Interpreter):
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         region = self.fetch_attr(target)
-        if isinstance(region, DynamicConv):
+        if isinstance(region, DynamicRegion):
             self._time(target, region, args[0])
         hooks = [
             gated.register_forward_pre_hook(lambda m, inputs, path=path: self._time(path, m.region, inputs[0]))
@@ -77,7 +77,7 @@ class _Stops(Interpreter):
             for hook in hooks:
                 hook.remove()
 
-    def _time(self, path: str, region: DynamicConv, x: Tensor) -> None:
+    def _time(self, path: str, region: DynamicRegion, x: Tensor) -> None:
         samples = self.samples.setdefault(path, Samples())
         _in_turns(samples, lambda: region.body(x), lambda: region(x, region.gate(x)), self._repeats, x.device)
 

@@ -5,6 +5,7 @@ from vared2_fx.train.finetune import FinetuneResult, finetune
 from vared2_fx.train.gates import GateFit, fit_gates
 from vared2_fx.train.history import EpochLog
 from vared2_fx.train.losses import efficiency_loss
+from vared2_fx.train.norms import recalibrate_norms
 
 __all__ = [
     "ClipResult",
@@ -16,4 +17,5 @@ __all__ = [
     "evaluate",
     "finetune",
     "fit_gates",
+    "recalibrate_norms",
 ]

@@ -14,10 +14,9 @@ from vared2_fx.batches import read_labelled, set_epoch
 from vared2_fx.config import FinetuneConfig
 from vared2_fx.convert import conversion
 from vared2_fx.errors import DataError, TrainError
-from vared2_fx.layers import FULL, Decision
+from vared2_fx.layers import Decision, fixed_decisions
 from vared2_fx.packing import packer
 from vared2_fx.passes.rewrite import regions, with_decisions
-from vared2_fx.policy.fix import policy
 from vared2_fx.policy.reach import check_reachable
 from vared2_fx.policy.statistics import dense_macs
 from vared2_fx.train.evaluate import Evaluation, check_scores, evaluate
@@ -27,7 +26,7 @@ from vared2_fx.train.losses import efficiency_loss, expected_share
 from vared2_fx.train.optimizer import make_optimizer
 from vared2_fx.train.progress import TrainingBar
 from vared2_fx.train.state import RunFolder
-from vared2_fx.train.variants import forgiving_loss, trained_choices
+from vared2_fx.train.variants import drawn_policies, forgiving_loss, trained_choices
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -113,7 +112,7 @@ class _Run:
         of_gates = {module for gate in self.gates for module in gate.modules()}
         norms = (module for module in dynamic.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
         self.norms = [norm for norm in norms if norm not in of_gates]
-        self.variants = trained_choices(dynamic)
+        self.choices = trained_choices(dynamic)
         self.folder = RunFolder(config, self.accelerator)
         self.dense: dict[tuple[int, ...], int] = {}
         self.history: list[EpochLog] = []
@@ -177,17 +176,14 @@ class _Run:
                 loss = self._loss(video, labels, output, decisions, step, meter)
             yield loss
             return
-        for choice in (FULL, self.variants[int(torch.randint(len(self.variants), ()))]):
-            with policy(self.dynamic, {"*": choice}), self.accelerator.autocast():
+        for choices in drawn_policies(self.gates, self.choices):
+            with fixed_decisions(choices), self.accelerator.autocast():
                 output, decisions = self.observed(*self.pack(video))
             check_scores(labels, output)
-            if choice != FULL:
-                yield forgiving_loss(output.float(), labels)
-                continue
-            task = F.cross_entropy(output.float(), labels, label_smoothing=self.config.label_smoothing)
+            loss = forgiving_loss(output.float(), labels)
             with torch.no_grad():
-                meter.add(task, output.argmax(1) == labels, expected_share(decisions, self._dense(video)))
-            yield task
+                meter.add(loss, output.argmax(1) == labels, expected_share(decisions, self._dense(video)))
+            yield loss
 
     def _dense(self, video: Tensor) -> int:
         shape = tuple(video.shape[1:])

@@ -157,7 +157,7 @@ def _regress(gate: Gate, features: Tensor, aims: Tensor, ladder: list[Choice], c
     grid = gate.grid
     places = [grid.index(grid.nearest(choice)) for choice in ladder]
     strides, shares = torch.tensor(places, device=aims.device)[aims].unbind(1)
-    weights = torch.where(aims == 0, caution, 1.0)
+    weights = caution ** (1 - aims / max(1, len(ladder) - 1))
     training = gate.training
     gate.eval()
     with torch.no_grad():
@@ -167,7 +167,7 @@ def _regress(gate: Gate, features: Tensor, aims: Tensor, ladder: list[Choice], c
             assert var is not None
             mean.copy_(features.mean(0))
             var.copy_(features.var(0, unbiased=False) + 1e-4)  # a feature that is constant here need not be elsewhere
-        seen = gate.scale(features.to(gate.out.weight.dtype)).float()
+        seen = gate.standardised(features.to(gate.out.weight.dtype)).float()
     parameters = [p for part in (gate.hidden, gate.norm, gate.out) for p in part.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=_LR, weight_decay=_WEIGHT_DECAY)
     num_strides = len(grid.frame_strides)

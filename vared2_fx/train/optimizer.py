@@ -8,7 +8,7 @@ from torch import nn
 
 from vared2_fx.config import FinetuneConfig
 from vared2_fx.errors import TrainError
-from vared2_fx.layers import DynamicConv
+from vared2_fx.layers import DynamicRegion
 
 
 def parameter_groups(dynamic: nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:
@@ -20,8 +20,8 @@ def parameter_groups(dynamic: nn.Module, config: FinetuneConfig) -> list[dict[st
     added = {
         id(parameter)
         for region in dynamic.modules()
-        if isinstance(region, DynamicConv)
-        for part in (region.gate, region.frame_rebuilds, region.channel_rebuilds)
+        if isinstance(region, DynamicRegion)
+        for part in region.added()
         for parameter in part.parameters()
     }
     trainable = [parameter for parameter in dynamic.parameters() if parameter.requires_grad]

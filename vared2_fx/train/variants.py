@@ -1,8 +1,11 @@
-"""Choices taken in all regions alike, and how weights learn them [ours]."""
+"""Choices that are not the gates': how weights learn each of them before any gate decides [ours]."""
 
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
 from torch import Tensor, fx
 
-from vared2_fx.layers import Choice
+from vared2_fx.layers import Choice, ChoiceGrid, Gate
 from vared2_fx.passes.rewrite import regions
 
 _FORGIVING = 0.3
@@ -14,14 +17,32 @@ def uniform_choices(dynamic: fx.GraphModule) -> list[Choice]:
 
 
 def trained_choices(dynamic: fx.GraphModule) -> list[Choice]:
-    """The choices to train by themselves: all reduced ones but the coarsest frame stride.
+    """The choices to train in all regions alike: every one but those of the coarsest frame stride.
 
     What that one gets wrong it cannot learn from so few frames; trained on it, it only guesses with more confidence,
     and gates take guesses for knowledge.
     """
-    reduced = uniform_choices(dynamic)[1:]
-    coarsest = max(choice.frame_stride for choice in reduced)
-    return [choice for choice in reduced if choice.frame_stride < coarsest] or reduced
+    choices = uniform_choices(dynamic)
+    coarsest = max(choice.frame_stride for choice in choices)
+    return [choice for choice in choices if choice.frame_stride < coarsest] or choices
+
+
+def drawn_policies(gates: Sequence[Gate], choices: Sequence[Choice]) -> Iterator[Mapping[Gate, tuple[int, int]]]:
+    """Two policies to train on a batch: one of `choices` for all regions alike; for each region one of its own.
+
+    The first makes each choice good by itself, which is what gates are taught to aim at. The second makes the network
+    bear a gate that decides otherwise than the rest, as some always will.
+    """
+    alike = choices[int(torch.randint(len(choices), ()))]
+    yield {gate: gate.grid.index(gate.grid.nearest(alike)) for gate in gates}
+    yield {gate: _draw(gate.grid) for gate in gates}
+
+
+def _draw(grid: ChoiceGrid) -> tuple[int, int]:
+    """A choice of `grid`, as likely as it is dear."""
+    choices = grid.all()
+    cost = torch.tensor([choice.channel_share / choice.frame_stride for choice in choices])
+    return grid.index(choices[int(torch.multinomial(cost, 1))])
 
 
 def forgiving_loss(output: Tensor, labels: Tensor) -> Tensor:

@@ -6,14 +6,17 @@ from typing import Any, Literal, get_args
 from torch import fx, nn
 
 from vared2_fx.errors import ConvertError, DeployError
-from vared2_fx.layers import DynamicConv, Gate, SelfGated
+from vared2_fx.layers import DynamicRegion, Gate, SelfGated
 from vared2_fx.modes import unchanged
+from vared2_fx.passes.deploy.cancel_frames import cancel_frames
 from vared2_fx.passes.deploy.drop_inactive import drop_inactive
 from vared2_fx.passes.deploy.fold_norms import fold_norms
 from vared2_fx.passes.deploy.follow import follow
+from vared2_fx.passes.deploy.frame_forms import FrameForm, frame_forms
 from vared2_fx.passes.deploy.memory_format import channels_last
 from vared2_fx.passes.deploy.precision import compute_in_bf16
 from vared2_fx.passes.deploy.replace_swish import replace_swish
+from vared2_fx.passes.deploy.settle_variants import settle_variants
 from vared2_fx.passes.pipeline import Pass, run_passes
 from vared2_fx.passes.shapes import Inputs, as_args
 from vared2_fx.passes.trace import copy_model
@@ -31,7 +34,9 @@ def deploy_pipeline(engine: EngineName, precision: Precision, args: tuple[Any, .
     Torch's own engines are given the layout, and in bf16 the network that computes so; the others choose both
     themselves.
     """
-    passes: list[Pass] = [replace_swish, drop_inactive, fold_norms]
+    form: FrameForm = "broadcast" if engine in ("torch", "compile") else "resize"
+    passes: list[Pass] = [settle_variants, replace_swish, drop_inactive, fold_norms, cancel_frames]
+    passes += [partial(frame_forms, form=form)]
     if engine in ("torch", "compile"):
         passes += [partial(compute_in_bf16, args=args)] if precision == "bf16" else []
         passes += [channels_last]
@@ -91,7 +96,7 @@ def check_static(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise DeployError(f"deploy: expected a torch.nn.Module, got {type(model).__name__}.")
-    if any(isinstance(module, (DynamicConv, SelfGated, Gate)) for module in model.modules()):
+    if any(isinstance(module, (DynamicRegion, SelfGated, Gate)) for module in model.modules()):
         raise DeployError(
             "deploy: this network still has gates, whose decisions no engine can hold. Fix them first: "
             'vr.specialize(dynamic, {"*": (2, 1.0)}) computes every other frame everywhere, {"*": (1, 1.0)} everything.'
