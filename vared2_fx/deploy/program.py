@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vared2_fx.deploy.signature import Axis, Signature, TensorSpec
 from vared2_fx.errors import DeployError
+from vared2_fx.passes.deploy.pipeline import FIXED_FRAMES
 from vared2_fx.passes.nesting import nesting_of
 from vared2_fx.passes.shapes import clips_of
 
@@ -56,7 +57,8 @@ def export(gm: fx.GraphModule, args: tuple[Any, ...], output: Any) -> Program:
 
 def _export(gm: fx.GraphModule, args: tuple[Any, ...]) -> tuple[ExportedProgram, list[str]]:
     notes: list[str] = []
-    for free in _FREE:
+    fixed = any(isinstance(module, FIXED_FRAMES) for module in gm.modules())
+    for free in _FREE[1:] if fixed else _FREE:
         try:
             # torch.export takes a size of one to be one for ever, so the batch has two clips
             inputs = _two_clips(args) if free else args

@@ -8,11 +8,11 @@ from torch import fx, nn
 from vared2_fx.errors import ConvertError, DeployError
 from vared2_fx.layers import DynamicRegion, Gate, SelfGated
 from vared2_fx.modes import unchanged
-from vared2_fx.passes.deploy.cancel_frames import cancel_frames
+from vared2_fx.passes.deploy.cancel_frames import FrameMean, cancel_frames
 from vared2_fx.passes.deploy.drop_inactive import drop_inactive
 from vared2_fx.passes.deploy.fold_norms import fold_norms
 from vared2_fx.passes.deploy.follow import follow
-from vared2_fx.passes.deploy.frame_forms import FrameForm, frame_forms
+from vared2_fx.passes.deploy.frame_forms import AddedFrames, FrameForm, ResizedFrames, frame_forms
 from vared2_fx.passes.deploy.memory_format import channels_last
 from vared2_fx.passes.deploy.precision import compute_in_bf16
 from vared2_fx.passes.deploy.replace_swish import replace_swish
@@ -26,6 +26,9 @@ EngineName = Literal["torch", "compile", "onnx", "openvino"]
 Precision = Literal["fp32", "bf16"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+FIXED_FRAMES = (AddedFrames, ResizedFrames, FrameMean)
+"""Modules of a graph that holds for one number of frames only."""
 
 
 def deploy_pipeline(engine: EngineName, precision: Precision, args: tuple[Any, ...]) -> list[Pass]:
