@@ -1,6 +1,7 @@
 """The command `bench`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -24,7 +25,7 @@ from vared2_fx.cli.options import (
     read_choices,
 )
 from vared2_fx.cli.output import say, show
-from vared2_fx.convert import convert
+from vared2_fx.convert import conversion, convert
 from vared2_fx.deploy.bench import bench as measure
 from vared2_fx.policy.fix import Choices, specialize, unload
 
@@ -91,6 +92,8 @@ def bench(
         threads=threads,
         rounds=rounds,
     )
+    if opened.converted is not None:
+        result = replace(result, network=conversion(opened.converted).plan.network)
     show(result.to_json() if json else str(result))
 
 

@@ -90,8 +90,8 @@ class BenchResult:
         rows = [_row(timed, timed is self.base) for timed in (self.base, *self.variants)]
         about = (
             f"ms: a call, median of {self.rounds} rounds in turns after {self.warmup} that do not count. MACs: "
-            "multiply-adds per clip of convolutions and matrix products. ideal: speed-up by these. share: (speed-up − 1) "
-            "/ (ideal − 1). "
+            "multiply-adds per clip of convolutions and matrix products. ideal: speed-up by these. share: "
+            "(speed-up − 1) / (ideal − 1). "
             f"{self.processor}, {self.dtype} in and out, layout {self.layout}, "
             + ", ".join(f"{name} {release}" for name, release in {"python": self.python, **self.versions}.items())
             + "."
