@@ -152,6 +152,16 @@ class StridedWrites(Form):
         return out
 
 
+class StridedWritesHeld(Form):
+    """The same without scale and bias: computes less."""
+
+    def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        out = shortcut.clone()
+        for phase in range(self.stride):
+            out[:, :, phase :: self.stride] += x
+        return out
+
+
 class Nothing(Form):
     """No rebuild: computed frames and every R-th of the shortcut."""
 
@@ -172,9 +182,10 @@ FORMS: dict[str, type[Form]] = {
     "strided writes": StridedWrites,
     "held: resize": ResizeHeld,
     "held: add to groups": AddToGroupsHeld,
+    "held: strided writes": StridedWritesHeld,
     "nothing": Nothing,
 }
-OTHERWISE = ("held: resize", "held: add to groups", "nothing")
+OTHERWISE = ("held: resize", "held: add to groups", "held: strided writes", "nothing")
 """Compute something else than the rest."""
 
 
