@@ -200,6 +200,12 @@ class FinetuneConfig:
     temperature: tuple[float, float] = (1.0, 0.2)
     """Of `softmax` and `gumbel` gates, at the first and at the last step; exponential between. See `Gate`."""
 
+    gate_confidence: float = 0.95
+    """With `variants_first`: least probability of the label, 0 … 1, with which a choice serves a clip."""
+
+    gate_caution: float = 6.0
+    """With `variants_first`: weight of clips that need the full choice; above 1, gates rather spend too much."""
+
     freeze_norms: bool = True
     """Let the network's batch norms keep the statistics that they were trained with. Those of a batch would depend
     on what is picked for its other clips, and hide from the gates what a choice does to a clip."""
@@ -241,6 +247,11 @@ class FinetuneConfig:
             raise ConvertError(f"FinetuneConfig: label_smoothing={self.label_smoothing}, expected 0 up to below 1.")
         if not 0 <= self.efficiency_warmup <= 1:
             raise ConvertError(f"FinetuneConfig: efficiency_warmup={self.efficiency_warmup}, expected 0 … 1.")
+        if not 0 < self.gate_confidence <= 1 or self.gate_caution <= 0:
+            raise ConvertError(
+                f"FinetuneConfig: gate_confidence={self.gate_confidence}, gate_caution={self.gate_caution}; expected a "
+                "probability, and a weight above 0."
+            )
         if min(self.temperature) <= 0:
             raise ConvertError(f"FinetuneConfig: temperature={self.temperature}, expected values above 0.")
         if self.resume and self.out is None:

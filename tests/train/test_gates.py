@@ -1,11 +1,15 @@
 """Fitting gates, on the network and the scenes of the demo: real video, and a known difference between clips."""
 
+import sys
+
 import pytest
 import torch
+from block_networks import block_net
 from networks import make_clip, tiny_net
 from torch.utils.data import DataLoader, TensorDataset
 
 import vared2_fx as vr
+from vared2_fx import ConvertConfig
 from vared2_fx.data import ClipConfig, make_loader
 from vared2_fx.data.scenes import generate_scenes
 from vared2_fx.demo import CONVERT, macs_per_kind
@@ -103,3 +107,21 @@ def test_clear_errors():
     for unused in ({"target_macs": 0.5}, {"label_smoothing": 0.1}):
         with pytest.raises(ConvertError, match="leave it out, or take schedule='joint'"):
             vr.FinetuneConfig(schedule="variants_first", **unused)
+
+
+def test_blocks_are_trained_with_statistics_of_their_own(monkeypatch):
+    """Measured before the weights are trained, and again before gates look."""
+    config = ConvertConfig(granularity="block", frame_strides=(1, 2), min_macs_share=0.0)
+    dynamic = vr.convert(block_net("Residual"), make_clip(2, 3, 8, 16, 16), config)
+    loader = [(make_clip(4, 3, 8, 16, 16, seed=seed), torch.arange(4)) for seed in range(2)]
+    seen, module = [], sys.modules["vared2_fx.train.finetune"]
+
+    def watched(dynamic: torch.fx.GraphModule, clips: object) -> int:
+        before = {path: value.clone() for path, value in dynamic.named_buffers() if ".statistics." in path}
+        num_clips = vr.recalibrate_norms(dynamic, clips)
+        seen.append(any(not torch.equal(value, dynamic.get_buffer(path)) for path, value in before.items()))
+        return num_clips
+
+    monkeypatch.setattr(module, "recalibrate_norms", watched)
+    vr.finetune(dynamic, loader, loader, vr.FinetuneConfig(schedule="variants_first", epochs=1, progress=False))
+    assert seen == [True, True]

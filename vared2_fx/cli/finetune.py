@@ -109,6 +109,12 @@ def finetune(
     temperature: Annotated[
         tuple[float, float], _option("Of Gumbel gates, at the first and at the last step.")
     ] = _DEFAULT.temperature,
+    gate_confidence: Annotated[
+        float, _option("With variants_first: least probability of the label with which a choice serves a clip.")
+    ] = _DEFAULT.gate_confidence,
+    gate_caution: Annotated[
+        float, _option("With variants_first: weight of clips that need everything; above 1, gates rather spend more.")
+    ] = _DEFAULT.gate_caution,
     freeze_norms: Annotated[
         bool, _option("Let batch norms keep the statistics that they came with.")
     ] = _DEFAULT.freeze_norms,
@@ -162,6 +168,8 @@ def finetune(
         efficiency_warmup=efficiency_warmup,
         target_macs=target_macs,
         temperature=temperature,
+        gate_confidence=gate_confidence,
+        gate_caution=gate_caution,
         freeze_norms=freeze_norms,
         clip_grad=clip_grad,
         mixed_precision=mixed_precision.value,

@@ -23,6 +23,7 @@ from vared2_fx.train.evaluate import Evaluation, check_scores, evaluate
 from vared2_fx.train.gates import fit_gates
 from vared2_fx.train.history import EpochLog, EpochMeter, rank
 from vared2_fx.train.losses import efficiency_loss, expected_share
+from vared2_fx.train.norms import has_own_norms, recalibrate_norms
 from vared2_fx.train.optimizer import make_optimizer
 from vared2_fx.train.progress import TrainingBar
 from vared2_fx.train.state import RunFolder
@@ -124,12 +125,13 @@ class _Run:
             self.best_weights = self.folder.best_weights()
         else:
             self._finish_epoch(0, EpochMeter(), 0.0)
+            self._recalibrate()
         with TrainingBar(self.config.progress, self.num_steps) as bar:
             for epoch in range(len(self.history), self.config.epochs + 1):
                 start = time.perf_counter()
                 meter = self._train_epoch(epoch, bar)
                 if self.config.schedule == "variants_first" and epoch == self.config.epochs:
-                    log.info("gates: %s", fit_gates(self.dynamic, self.val_loader))
+                    self._fit_gates()
                 self._finish_epoch(epoch, meter, time.perf_counter() - start)
         self.dynamic.load_state_dict(self.best_weights)
         self.dynamic.eval()
@@ -138,6 +140,16 @@ class _Run:
             best_epoch=min(self.history, key=rank).epoch,
             evaluation=evaluate(self.dynamic, self.val_loader),
         )
+
+    def _recalibrate(self) -> None:
+        """With variants first each choice is trained with statistics of its own, where it has some."""
+        if self.config.schedule == "variants_first" and has_own_norms(self.dynamic):
+            recalibrate_norms(self.dynamic, self.train_loader)
+
+    def _fit_gates(self) -> None:
+        self._recalibrate()
+        confidence, caution = self.config.gate_confidence, self.config.gate_caution
+        log.info("gates: %s", fit_gates(self.dynamic, self.val_loader, confidence=confidence, caution=caution))
 
     def _train_epoch(self, epoch: int, bar: TrainingBar) -> EpochMeter:
         meter = EpochMeter()

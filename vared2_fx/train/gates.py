@@ -48,8 +48,8 @@ def fit_gates(
 
     In each round (a loader may shuffle and augment) every clip runs with each choice, taken in all regions alike. The
     cheapest one that gives the label at least the probability `confidence` is what all gates should decide for it. The
-    first round shows the gates what they see
-    under full, middle and cheapest choices; each further round also what they see under their own decisions.
+    first round shows the gates what they see under full, middle and cheapest choices; each further round also what they
+    see under their own decisions.
 
     Take clips that the weights were not trained on: of those they know by heart, any choice is right.
 
@@ -57,7 +57,8 @@ def fit_gates(
         dynamic: a converted network; its gates are trained in place, everything else stays. Its mode is restored.
         loader: batches as dicts with "video" and "label", or pairs (clips, labels).
         confidence: least probability of the label, 0 … 1.
-        caution: weight of clips that need the full choice; above 1 gates rather spend too much.
+        caution: weight of clips that need the full choice, beside 1 for those that the cheapest serves, between them
+            in steps; above 1, gates rather spend too much.
         rounds: passes over the loader.
 
     Returns:

@@ -33,8 +33,8 @@ def recalibrate_norms(dynamic: fx.GraphModule, clips: Iterable[Any]) -> int:
         TrainError: the network has no norms of a choice's own: granularity `conv`, or no batch norm in any block.
         DataError: the loader gives no clips.
     """
-    owners = [region for region in regions(dynamic).values() if isinstance(region, DynamicBlock)]
-    norms = [norm for region in owners for norm in region.statistics.modules() if isinstance(norm, nn.BatchNorm3d)]
+    owners = _blocks(dynamic)
+    norms = _own_norms(owners)
     if not norms:
         raise TrainError(
             "recalibrate_norms: no choice has batch norms of its own; they come with granularity 'block' or 'stage', "
@@ -61,6 +61,19 @@ def recalibrate_norms(dynamic: fx.GraphModule, clips: Iterable[Any]) -> int:
     if not num_clips:
         raise DataError("recalibrate_norms: the loader gave no clips.")
     return num_clips
+
+
+def has_own_norms(dynamic: fx.GraphModule) -> bool:
+    """Whether choices have batch norms that `recalibrate_norms` measures."""
+    return bool(_own_norms(_blocks(dynamic)))
+
+
+def _blocks(dynamic: fx.GraphModule) -> list[DynamicBlock]:
+    return [region for region in regions(dynamic).values() if isinstance(region, DynamicBlock)]
+
+
+def _own_norms(owners: list[DynamicBlock]) -> list[nn.BatchNorm3d]:
+    return [norm for region in owners for norm in region.statistics.modules() if isinstance(norm, nn.BatchNorm3d)]
 
 
 def _see(dynamic: fx.GraphModule, owners: list[DynamicBlock], choice: Choice, clips: tuple[Any, ...]) -> None:
