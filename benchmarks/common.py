@@ -5,7 +5,6 @@ import platform
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -16,6 +15,7 @@ import torchvision
 
 import vared2_fx as vr
 from vared2_fx.report.environment import processor
+from vared2_fx.turns import in_turns
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -35,16 +35,8 @@ def machine() -> dict[str, Any]:
 
 def interleaved(runs: dict[str, Callable[[], Any]], *, rounds: int, warmup: int = 1) -> dict[str, list[float]]:
     """Seconds of each run, in turn: A B A B …, so that a change of the machine's speed meets all alike."""
-    for _ in range(warmup):
-        for run in runs.values():
-            run()
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
+    times = in_turns(runs, rounds=rounds, warmup=warmup)
+    return {name: [ms / 1e3 for ms in values] for name, values in times.items()}
 
 
 def ratios(seconds: dict[str, list[float]], name: str, base: str) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Every code block of README and docs runs, and the output they print is a committed run's."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_commands_run(page, tmp_path, monkeypatch, scene_folders):
         for line in text.strip().splitlines():
             if line in RUN_ELSEWHERE:
                 continue
-            program, *arguments = line.split("  #")[0].split()
+            program, *arguments = shlex.split(line.split("  #")[0])
             assert program == "vared2", f"{page.name}: `{line}` is run by no test"
             result = CliRunner().invoke(app, arguments)
             assert result.exit_code == 0, f"{page.name}: `{line}`:\n{result.output}"

@@ -4,7 +4,7 @@ from vared2_fx import zoo
 from vared2_fx.checkpoint import load, load_weights, save
 from vared2_fx.config import ConvertConfig, FinetuneConfig
 from vared2_fx.convert import convert, scan
-from vared2_fx.deploy import Deployed, deploy, load_deployed
+from vared2_fx.deploy import BenchResult, Deployed, bench, deploy, load_deployed
 from vared2_fx.layers import Choice, Decision
 from vared2_fx.passes.rewrite import with_decisions
 from vared2_fx.policy.fix import full, policy, specialize, unload
@@ -22,6 +22,7 @@ from vared2_fx.train import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "BenchResult",
     "Choice",
     "CompressionReport",
     "ConvertConfig",
@@ -30,6 +31,7 @@ __all__ = [
     "Evaluation",
     "FinetuneConfig",
     "FinetuneResult",
+    "bench",
     "convert",
     "deploy",
     "efficiency_loss",

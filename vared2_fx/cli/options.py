@@ -208,6 +208,25 @@ def convert_config(
     )
 
 
+def read_choices(text: str) -> dict[str, tuple[int, float]]:
+    """`*=2,0.5;blocks.3=1,1` as `{"*": (2, 0.5), "blocks.3": (1, 1.0)}`.
+
+    Raises:
+        Vared2Error: it is malformed.
+    """
+    choices = {}
+    for part in text.split(";"):
+        pattern, _, numbers = part.rpartition("=")
+        stride, _, share = numbers.partition(",")
+        try:
+            choices[pattern.strip()] = int(stride), float(share)
+        except ValueError:
+            pattern = ""
+        if not pattern.strip():
+            raise Vared2Error(f"--choices {text}: expected PATTERN=R,r with `;` between several, such as '*=2,1.0'.")
+    return choices
+
+
 def _numbers(option: str, text: str, kind: Callable[[str], T], example: str) -> tuple[T, ...]:
     try:
         return tuple(kind(part) for part in text.split(","))

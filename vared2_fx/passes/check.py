@@ -189,7 +189,7 @@ def _tolerance(tensor: Tensor) -> float:
 
 def largest_difference(a: Tensor, b: Tensor) -> float:
     """Largest |a − b| as a share of the largest finite |a|; an infinity or NaN in both is no difference."""
-    a, b = a.double(), b.double()
+    a, b = a.detach().double(), b.detach().double()
     same = (a == b) | (a.isnan() & b.isnan())
     if bool(same.all()):
         return 0.0

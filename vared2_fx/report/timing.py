@@ -3,7 +3,6 @@
 The dense form of a region is its plain convolution, that of the network all regions in full and no gates.
 """
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +18,7 @@ from vared2_fx.passes.leaves import inner_regions
 from vared2_fx.passes.shapes import Interpreter
 from vared2_fx.policy.fix import specialize
 from vared2_fx.report.numbers import Latency, Timing
+from vared2_fx.turns import in_turns
 
 
 @dataclass(slots=True)
@@ -85,19 +85,9 @@ class _Stops(Interpreter):
 def _in_turns(
     samples: Samples, dense: Callable[[], Any], dynamic: Callable[[], Any], repeats: int, device: torch.device
 ) -> None:
-    """Warm up, then time dense, dynamic, dense, dynamic, …: what disturbs the machine disturbs both."""
-    _ms(dense, device), _ms(dynamic, device)
-    pairs = [(_ms(dense, device), _ms(dynamic, device)) for _ in range(repeats)]
-    samples.dense.append([pair[0] for pair in pairs])
-    samples.dynamic.append([pair[1] for pair in pairs])
-
-
-def _ms(run: Callable[[], Any], device: torch.device) -> float:
-    _wait(device)
-    start = time.perf_counter()
-    run()
-    _wait(device)
-    return 1e3 * (time.perf_counter() - start)
+    times = in_turns({"dense": dense, "dynamic": dynamic}, rounds=repeats, wait=partial(_wait, device))
+    samples.dense.append(times["dense"])
+    samples.dynamic.append(times["dynamic"])
 
 
 def _wait(device: torch.device) -> None:

@@ -137,6 +137,18 @@ def test_what_has_gates_is_refused():
     assert largest_difference(static(CLIP), prepare(static, CLIP)(CLIP)) <= 1e-5
 
 
+@pytest.mark.parametrize("granularity", ["block", "stage"])
+@pytest.mark.parametrize("choice", [(1, 1.0), (2, 1.0), (2, 0.5)])
+def test_norms_of_a_specialised_block_are_folded(granularity, choice):
+    model, clip = network("r3d_18")
+    dynamic = vr.convert(model, clip, vr.ConvertConfig(granularity=granularity))
+    static = vr.specialize(dynamic, {"*": choice})
+    gm = prepare(static, clip, "onnx")
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in gm.modules())
+    with torch.no_grad():
+        assert largest_difference(static(clip), gm(clip)) <= FOLDED
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [

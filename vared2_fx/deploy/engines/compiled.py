@@ -1,5 +1,7 @@
 """`torch.compile` with frozen weights."""
 
+import os
+import shutil
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +27,20 @@ class CompileEngine(TorchEngine):
     """
 
     name: EngineName = "compile"
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        """Look whether it can work.
+
+        Raises:
+            DeployError: there is no C++ compiler.
+        """
+        names = [name for name in (os.environ.get("CXX"), "g++", "clang++", "c++", "cl") if name]
+        if not any(shutil.which(name) for name in names):
+            raise DeployError(
+                "deploy: engine 'compile' needs a C++ compiler, and there is no g++ or clang++. Install one, name it "
+                "in the environment variable CXX, or take engine='torch'."
+            )
 
     def __init__(self, exported: ExportedProgram, settings: Settings) -> None:
         """Compile `exported` when it is called first."""

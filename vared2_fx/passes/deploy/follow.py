@@ -5,12 +5,15 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vared2_fx.layers import SlimNorm
+from vared2_fx.layers import SlimConv, SlimNorm
 from vared2_fx.passes.leaves import UNITS
 from vared2_fx.passes.nesting import nesting_of
 from vared2_fx.passes.shapes import measure_shapes
 from vared2_fx.passes.trace import trace
 from vared2_fx.passes.tracer import ConvTracer
+
+_SETTLED = (SlimConv, SlimNorm)
+"""Of a specialised block: nodes that `settle_variants` makes plain layers of."""
 
 
 class DeployTracer(ConvTracer):
@@ -23,7 +26,7 @@ class DeployTracer(ConvTracer):
         """Whether `m` stays one node."""
         if not super().is_leaf_module(m, module_qualified_name):
             return False
-        if module_qualified_name in self.untraced or isinstance(m, (*UNITS, SlimNorm, _BatchNorm)):
+        if module_qualified_name in self.untraced or isinstance(m, (*UNITS, *_SETTLED, _BatchNorm)):
             return True
         return not any(isinstance(child, _BatchNorm) for child in m.modules())
 

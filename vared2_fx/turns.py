@@ -1,0 +1,32 @@
+"""Timing several things in turns, so that what disturbs the machine disturbs all alike."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+K = TypeVar("K")
+
+
+def in_turns(
+    runs: Mapping[K, Callable[[], Any]], *, rounds: int, warmup: int = 1, wait: Callable[[], None] = lambda: None
+) -> dict[K, list[float]]:
+    """Milliseconds of each run: A B A B and so on.
+
+    Args:
+        runs: what to time.
+        rounds: how often each.
+        warmup: rounds before that do not count.
+        wait: returns when the device has done what it was given.
+    """
+    for _ in range(warmup):
+        for run in runs.values():
+            run()
+    times: dict[K, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            wait()
+            start = time.perf_counter()
+            run()
+            wait()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return times
