@@ -10,6 +10,7 @@ import argparse
 import copy
 import tempfile
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from vared2_fx.demo import CONVERT, FINETUNE, NETWORK, accuracy_per_kind, macs_p
 
 JOINT = vr.FinetuneConfig(epochs=9, lr=2e-4, gate_lr=3e-2, efficiency_weight=1.5, target_macs=0.65, progress=False)
 VARIANTS_FIRST = replace(FINETUNE, progress=False)
-CAUTION = ((3.0, 0.95), (6.0, 0.95), (10.0, 0.98))
+CAUTION = ((3.0, 0.95), (12.0, 0.95), (3.0, 0.99), (12.0, 0.99))
 
 
 def outcome(model: torch.nn.Module, loader: VideoLoader) -> dict[str, Any]:
@@ -48,9 +49,9 @@ def run(seed: int, folder: Path) -> dict[str, Any]:
     result = {"base": outcome(vr.zoo.load(NETWORK, pretrained=True), loaders["test"])}
     result["joint"] = outcome(trained(JOINT, loaders, seed), loaders["test"])
     dynamic = trained(VARIANTS_FIRST, loaders, seed)
-    for stride in (1, 2, 4):
-        with vr.policy(dynamic, {"*": (stride, 1.0)}):
-            result[f"variants_first, R = {stride} for all"] = outcome(dynamic, loaders["test"])
+    for stride, share in product(CONVERT.frame_strides, CONVERT.channel_shares):
+        with vr.policy(dynamic, {"*": (stride, share)}):
+            result[f"variants_first, R = {stride} r = {share:g} for all"] = outcome(dynamic, loaders["test"])
     for caution, confidence in CAUTION:
         refitted = copy.deepcopy(dynamic)
         vr.fit_gates(refitted, loaders["val"], caution=caution, confidence=confidence)

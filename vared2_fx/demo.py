@@ -29,10 +29,12 @@ NETWORK = "vared2_demo"
 SPLITS = {"train": (40, 1), "val": (60, 2), "test": (30, 3)}
 """Videos per class and seed. Gates learn from the validation scenes; the test scenes are seen once, at the end."""
 
-CONVERT = ConvertConfig(channel_shares=(1.0,), exclude=("stem.*", "stage*.shortcut.*"))
-"""Frames only: half of the few channels of this network takes as long as all of them on most processors. Not the stem,
-whose gate would see nothing but pixels, nor the shortcuts, which are too small to be worth a gate's time."""
-FINETUNE = FinetuneConfig(schedule="variants_first", epochs=5, lr=3e-4, gate_lr=3e-4, efficiency_weight=1.5)
+CONVERT = ConvertConfig(channel_shares=(1.0, 0.75), exclude=("stem.*", "stage*.shortcut.*"))
+"""Not the stem, whose gate would see nothing but pixels, nor the shortcuts, which are too small to be worth a gate's
+time."""
+FINETUNE = FinetuneConfig(
+    schedule="variants_first", epochs=5, lr=3e-4, gate_lr=3e-4, gate_confidence=0.99, gate_caution=3.0
+)
 
 _MARK = ".vared2_demo"
 
