@@ -8,6 +8,7 @@ import threading
 import pytest
 import torch
 from networks import CONVS, TinyNet, make_clip, randomise_gates, randomise_rebuilds, tiny_net
+from torch import fx
 
 import vared2_fx as vr
 from vared2_fx import Choice, ConvertConfig
@@ -200,3 +201,28 @@ def test_unload_shares_nothing(dynamic):
         for parameter in back.parameters():
             parameter.zero_()
     assert torch.equal(dynamic(CLIP), before)
+
+
+@pytest.mark.parametrize("rebuild", ["hold", "repeat", "interpolate"])
+@pytest.mark.parametrize("num_frames", [5, 8])
+def test_what_is_specialised_can_be_traced_and_exported_again(num_frames, rebuild):
+    config = ConvertConfig(frame_rebuild=rebuild, channel_rebuild="depthwise")
+    dynamic = randomise_rebuilds(vr.convert(tiny_net(), config=config))
+    clip = make_clip(2, 3, num_frames, 16, 16)
+    for choice in ((2, 1.0), (4, 0.5)):
+        static = vr.specialize(dynamic, {"*": choice})
+        torch.testing.assert_close(fx.symbolic_trace(static)(clip), static(clip), rtol=1e-5, atol=1e-5)
+        exported = torch.export.export(static, (clip,)).module()
+        torch.testing.assert_close(exported(clip), static(clip), rtol=1e-5, atol=1e-5)
+
+
+def test_weights_are_shared_unless_asked_otherwise():
+    dynamic, clip = vr.convert(tiny_net()), make_clip(2, 3, 8, 16, 16)
+    shared, own = (vr.specialize(dynamic, {"*": (2, 0.5)}, share_weights=share) for share in (True, False))
+    before = own(clip)
+    torch.testing.assert_close(shared(clip), before, rtol=0, atol=0)
+    with torch.no_grad():
+        for parameter in dynamic.parameters():
+            parameter.mul_(1.1)
+    assert torch.equal(own(clip), before)
+    assert not torch.allclose(shared(clip), before)

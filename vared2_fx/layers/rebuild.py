@@ -139,7 +139,7 @@ class ChannelRebuild(nn.Module):
             kind: see the class.
         """
         super().__init__()
-        self.kept, self.kind = kept, kind
+        self.kept, self.num_rebuilt, self.kind = kept, len(source), kind
         self.register_buffer("source", source)
         if kind == "depthwise":
             kernel = scale.new_zeros(len(scale), 1, 1, 3, 3)
@@ -152,7 +152,7 @@ class ChannelRebuild(nn.Module):
         """(N, ≥K, T, H, W) → the rebuilt channels alone, (N, C−K, T, H, W)."""
         picked = computed.index_select(1, self.source)
         if self.kind == "depthwise":
-            return F.conv3d(picked, self.scale, self.bias, padding=(0, 1, 1), groups=len(self.bias))
+            return F.conv3d(picked, self.scale, self.bias, padding=(0, 1, 1), groups=self.num_rebuilt)
         scale, bias = (values.view(-1, 1, 1, 1).to(picked.dtype) for values in (self.scale, self.bias))
         return torch.addcmul(bias, picked, scale)
 

@@ -52,22 +52,25 @@ def full(dynamic: fx.GraphModule) -> Iterator[None]:
         yield
 
 
-def specialize(dynamic: fx.GraphModule, choices: Choices) -> fx.GraphModule:
+def specialize(dynamic: fx.GraphModule, choices: Choices, *, share_weights: bool = True) -> fx.GraphModule:
     """Make the static network that computes fixed choices.
 
     Args:
         dynamic: a converted network; not changed.
         choices: as for `policy`; regions that no pattern names are computed in full.
+        share_weights: False gives the result weights of its own, which do not follow those of `dynamic`.
 
     Returns:
-        A GraphModule of plain operators without gates, sharing its weights with `dynamic`.
+        A GraphModule of plain operators without gates, which can be traced, exported and compiled again. Clips need
+        more than one frame where some are skipped.
 
     Raises:
         ConvertError: a pattern matches no region, or `dynamic` holds none.
     """
     dynamic = _converted("specialize", dynamic)
     grids = {path: region.grid for path, region in regions(dynamic).items()}
-    return fix_choices(dynamic, dict.fromkeys(grids, FULL) | resolve_choices(grids, choices))
+    static = fix_choices(dynamic, dict.fromkeys(grids, FULL) | resolve_choices(grids, choices))
+    return static if share_weights else cast("fx.GraphModule", copy_model(static))
 
 
 def unload(dynamic: fx.GraphModule) -> nn.Module:
