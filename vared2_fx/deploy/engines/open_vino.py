@@ -20,6 +20,7 @@ from vared2_fx.passes.deploy.pipeline import EngineName
 FILE, WEIGHTS_FILE = "model.xml", "model.bin"
 MAX_SHAPES = 8
 """Input shapes for which what was compiled is kept; the one that was not used for longest goes first."""
+_CORES, _MAKING = list[Any](), threading.Lock()
 _HINT = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -29,6 +30,21 @@ class _Compiled:
 
     model: Any
     idle: "queue.SimpleQueue[Any]" = field(default_factory=queue.SimpleQueue)
+
+
+def _core() -> Any:
+    """The process's one OpenVINO core.
+
+    Each core's plugin gives the thread a stack for signals, and takes it away with the core. After two whose lives
+    overlap the thread is left with one that is gone, and the next signal with a handler in Python ends the process.
+
+    Raises:
+        DeployError: openvino is not installed.
+    """
+    with _MAKING:
+        if not _CORES:
+            _CORES.append(need("openvino", "openvino").Core())
+        return _CORES[0]
 
 
 class OpenVinoEngine(Engine):
@@ -43,7 +59,7 @@ class OpenVinoEngine(Engine):
     def __init__(self, model: Any, settings: Settings) -> None:
         """Run `model`, an `openvino.Model`."""
         super().__init__(settings)
-        self.model, self._core = model, need("openvino", "openvino").Core()
+        self.model = model
         self._compiled: OrderedDict[tuple[Any, ...], _Compiled] = OrderedDict()
         self._compiling = threading.Lock()
 
@@ -54,8 +70,7 @@ class OpenVinoEngine(Engine):
         Raises:
             DeployError: openvino is missing, or the processor has no bf16.
         """
-        core = need("openvino", "openvino").Core()
-        able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        able = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if settings.precision == "bf16" and "BF16" not in able:
             raise DeployError("deploy: this processor has no bfloat16; take precision='fp32'.")
 
@@ -69,8 +84,7 @@ class OpenVinoEngine(Engine):
     @classmethod
     def read(cls, files: Mapping[str, Path], settings: Settings) -> Self:
         """Read a saved model."""
-        core = need("openvino", "openvino").Core()
-        return cls(core.read_model(files[FILE], files[WEIGHTS_FILE]), settings)
+        return cls(_core().read_model(files[FILE], files[WEIGHTS_FILE]), settings)
 
     def write(self, folder: Path) -> None:
         """Write OpenVINO's own format, weights in float32."""
@@ -107,7 +121,7 @@ class OpenVinoEngine(Engine):
         }
         if self.settings.threads is not None:
             config["INFERENCE_NUM_THREADS"] = self.settings.threads
-        return self._core.compile_model(model, "CPU", config)
+        return _core().compile_model(model, "CPU", config)
 
     @property
     def notes(self) -> tuple[str, ...]:
