@@ -6,8 +6,9 @@ N clips, C channels, T frames, H height, W width. R frame stride, r channel shar
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from vared2_fx.errors import ConvertError
 
@@ -129,7 +130,7 @@ class ConvGeometry:
         """
         (size, *_), (pad, *_), (step, *_), (dilation, *_) = self.kernel_size, self.padding, self.stride, self.dilation
         num_frames = self.out_frames(x.shape[2])
-        known = isinstance(num_frames, int)
+        known = is_known(num_frames)
         first = computed_frames(num_frames if known else frame_stride + 1, frame_stride).start
         last = first + (num_frames - first - 1) // frame_stride * frame_stride
         missing = last * step - pad + dilation * (size - 1) + 1 - x.shape[2]  # behind the last frame
@@ -146,6 +147,11 @@ class ConvGeometry:
         text = f"Conv3d {self.in_channels}→{self.out_channels} {kernel}"
         text += f" /{stride}" if self.stride != (1, 1, 1) else ""
         return text + (f" groups={self.groups}" if self.groups > 1 else "")
+
+
+def is_known(num_frames: object) -> bool:
+    """Whether a number of frames is one, not what stands for it while a graph is traced or exported."""
+    return not isinstance(num_frames, (fx.Proxy, torch.SymInt))
 
 
 def ceil_share(share: float, count: int) -> int:

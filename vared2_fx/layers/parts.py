@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vared2_fx.layers.block_geometry import BlockGeometry
-from vared2_fx.layers.geometry import ConvGeometry
+from vared2_fx.layers.geometry import ConvGeometry, is_known
 from vared2_fx.layers.rebuild import ChannelRebuild, FrameRebuild
 
 
@@ -132,7 +132,7 @@ class SlimNorm(nn.Module):
 
 def is_one(num_frames: object) -> bool:
     """Whether a number of frames is known to be one; while a graph is traced it is not."""
-    return isinstance(num_frames, int) and num_frames == 1
+    return is_known(num_frames) and num_frames == 1
 
 
 def _have_values(parameters: list[Tensor]) -> bool:

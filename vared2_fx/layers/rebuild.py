@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vared2_fx.config import ChannelRebuildKind, FrameRebuildKind
-from vared2_fx.layers.geometry import Size, computed_frames
+from vared2_fx.layers.geometry import Size, computed_frames, is_known
 
 
 class FrameRebuild(nn.Module):
@@ -46,7 +46,7 @@ class FrameRebuild(nn.Module):
         first, last = computed[:, :, :1], computed[:, :, -1:]
         if self.next_scale is None:
             # Plain code: while a graph is traced neither number is known, and a frame too many is cut off again.
-            if not isinstance(num_frames, int) or computed.shape[2] < self._num_groups(num_frames):
+            if not is_known(num_frames) or computed.shape[2] < self._num_groups(num_frames):
                 computed = torch.cat([computed, last], dim=2)
             return self._fill(computed, start=-1)[:, :, :num_frames]
         before, after = torch.cat([first, computed], dim=2), torch.cat([computed, last], dim=2)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from vared2_fx.layers import BlockGeometry, FrameRebuild, FrameReturn, FrameSkip
-from vared2_fx.layers.geometry import computed_frames
+from vared2_fx.layers.geometry import computed_frames, is_known
 from vared2_fx.passes.roles import Role, roles
 from vared2_fx.passes.trace import calls, fork, module_of
 
@@ -20,7 +20,7 @@ class FrameCrop(nn.Module):
     def forward(self, computed: Tensor, x: Tensor) -> Tensor:
         """(N, C, I, H, W) and the region's input (N, C_in, T_in, H_in, W_in) → (N, C, I', H, W), a view."""
         num_frames = self.geometry.out_frames(x.shape[2])
-        if isinstance(num_frames, int):
+        if is_known(num_frames):
             return computed[:, :, : len(computed_frames(num_frames, self.stride))]
         return computed[:, :, : (num_frames + self.stride - 2) // self.stride]
 
