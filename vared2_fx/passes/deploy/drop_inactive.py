@@ -5,15 +5,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytorchvideo.layers.drop_path import DropPath
 from torch import fx, nn
 from torch.nn.modules.dropout import _DropoutNd
-from torchvision.ops import StochasticDepth
 
+from vared2_fx.passes.deploy.inside import class_path
 from vared2_fx.passes.follow_mode import IsTraining
 from vared2_fx.passes.trace import fork, module_of
 
-_DROPPED = (_DropoutNd, StochasticDepth, DropPath)
+_DROPPED = {"torchvision.ops.stochastic_depth.StochasticDepth", "pytorchvideo.layers.drop_path.DropPath"}
 _FUNCTIONS = (
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d),
     *(F.alpha_dropout, F.feature_alpha_dropout, torch.dropout),
@@ -69,7 +68,8 @@ def _handed_on(gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     module = module_of(gm, node)
     if module._forward_hooks or module._forward_pre_hooks:
         return None
-    same = type(module) is nn.Identity or (isinstance(module, _DROPPED) and not module.training)
+    drops = isinstance(module, _DropoutNd) or class_path(module) in _DROPPED
+    same = type(module) is nn.Identity or (drops and not module.training)
     return x if same or (_pools_nothing(module) and _may_be_one_tensor(gm, node, x)) else None
 
 

@@ -28,6 +28,11 @@ def replace_modules(gm: fx.GraphModule, replace: Replace) -> fx.GraphModule:
     return out
 
 
+def class_path(module: nn.Module) -> str:
+    """Where the class of `module` is defined; compared in place of importing a library to look."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
 def shallow_copy(module: nn.Module) -> nn.Module:
     """A copy whose parameters, buffers and children can be exchanged; they themselves are shared."""
     new = copy.copy(module)

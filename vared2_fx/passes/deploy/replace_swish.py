@@ -4,10 +4,11 @@ import operator
 
 import torch
 import torch.nn.functional as F
-from pytorchvideo.layers.swish import Swish
 from torch import fx, nn
 
-from vared2_fx.passes.deploy.inside import replace_modules
+from vared2_fx.passes.deploy.inside import class_path, replace_modules
+
+_SWISH = "pytorchvideo.layers.swish.Swish"
 
 
 def replace_swish(gm: fx.GraphModule) -> fx.GraphModule:
@@ -30,7 +31,7 @@ def replace_swish(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _silu(module: nn.Module) -> nn.Module | None:
-    return nn.SiLU().train(module.training) if type(module) is Swish else None
+    return nn.SiLU().train(module.training) if class_path(module) == _SWISH else None
 
 
 def _times_its_sigmoid(node: fx.Node) -> fx.Node | None:
