@@ -40,9 +40,9 @@ def _quiet() -> Iterator[None]:
 class Interpreter(fx.Interpreter):
     """Runs a graph node by node, and lets a module write into a list that it is called with, as generated code does."""
 
-    def fetch_args_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments of a node, lists and dicts as new ones."""
-        args, kwargs = super().fetch_args_from_env(n)  # type: ignore[misc]  # torch's decorator hides it
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
         return tuple(own_containers(list(args))), own_containers(kwargs)
 
 

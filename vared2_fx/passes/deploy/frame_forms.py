@@ -16,8 +16,8 @@ from vared2_fx.passes.trace import calls, fork, module_of
 
 FrameForm = Literal["resize", "broadcast"]
 """`resize`: nearest-neighbour resize along time, then product and sum with a constant per channel and frame; for
-OpenVINO and onnxruntime. `broadcast`: where the map is added to another, the sum of that one's groups of R frames with
-the computed one, so that the frames are never written on their own; else as `resize`. For torch."""
+OpenVINO. `broadcast`: where the map is added to another, the sum of that one's groups of R frames with the
+computed one, so that the frames are never written on their own; else as `resize`. For the others."""
 
 
 class ResizedFrames(nn.Module):

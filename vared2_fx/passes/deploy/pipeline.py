@@ -37,7 +37,7 @@ def deploy_pipeline(engine: EngineName, precision: Precision, args: tuple[Any, .
     Torch's own engines are given the layout, and in bf16 the network that computes so; the others choose both
     themselves.
     """
-    form: FrameForm = "broadcast" if engine in ("torch", "compile") else "resize"
+    form: FrameForm = "resize" if engine == "openvino" else "broadcast"
     passes: list[Pass] = [settle_variants, replace_swish, drop_inactive, fold_norms, cancel_frames]
     passes += [partial(frame_forms, form=form)]
     if engine in ("torch", "compile"):
