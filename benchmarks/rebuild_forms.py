@@ -11,6 +11,7 @@ turns in one process.
 """
 
 import argparse
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -29,8 +30,8 @@ MAPS = ((192, 16, 14, 14), (256, 8, 56, 56), (24, 16, 112, 112))
 """C, T, H, W: the middle of x3d_m, the first stage of slow_r50, the front of x3d_m."""
 
 
-class Form(nn.Module):
-    """A form; subclasses give `rebuild`, or `forward` as a whole."""
+class Form(nn.Module, ABC):
+    """Tables that forms need."""
 
     def __init__(self, channels: int, frames: int, stride: int) -> None:
         super().__init__()
@@ -45,14 +46,23 @@ class Form(nn.Module):
             self.register_buffer(f"{name}_frames", table.repeat(groups, 1).t()[None, :, :, None, None].contiguous())
             self.register_buffer(f"{name}_phases", table.t()[None, :, None, :, None, None].contiguous())
 
+    @abstractmethod
+    def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        """(N, C, I, H, W) and (N, C, T, H, W) → (N, C, T, H, W)."""
+
+
+class Rebuilt(Form):
+    """The frames by themselves, then the sum."""
+
+    @abstractmethod
     def rebuild(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """(N, C, I, H, W) → (N, C, T, H, W)."""
 
     def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
         return self.rebuild(x) + shortcut
 
 
-class Resize(Form):
+class Resize(Rebuilt):
     """Nearest-neighbour resize, constants per channel and frame."""
 
     def rebuild(self, x: Tensor) -> Tensor:
@@ -60,7 +70,7 @@ class Resize(Form):
         return y * self.scale_frames + self.bias_frames
 
 
-class ResizeMultiplyAdd(Form):
+class ResizeMultiplyAdd(Rebuilt):
     """The same with one `addcmul`."""
 
     def rebuild(self, x: Tensor) -> Tensor:
@@ -68,28 +78,28 @@ class ResizeMultiplyAdd(Form):
         return torch.addcmul(self.bias_frames, y, self.scale_frames)
 
 
-class ResizeHeld(Form):
+class ResizeHeld(Rebuilt):
     """Frames held as they are, without scale and bias: computes less."""
 
     def rebuild(self, x: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=(float(self.stride), 1.0, 1.0), mode="nearest")
 
 
-class Repeat(Form):
+class Repeat(Rebuilt):
     """`repeat_interleave`, constants per channel and frame."""
 
     def rebuild(self, x: Tensor) -> Tensor:
         return x.repeat_interleave(self.stride, dim=2) * self.scale_frames + self.bias_frames
 
 
-class Broadcast(Form):
+class Broadcast(Rebuilt):
     """Product with the phases along an axis of its own, which is then flattened."""
 
     def rebuild(self, x: Tensor) -> Tensor:
         return torch.addcmul(self.bias_phases, x.unsqueeze(3), self.scale_phases).flatten(2, 3)
 
 
-class Expand(Form):
+class Expand(Rebuilt):
     """`expand` and `reshape`, constants per channel and frame."""
 
     def rebuild(self, x: Tensor) -> Tensor:
@@ -98,7 +108,7 @@ class Expand(Form):
         return y * self.scale_frames + self.bias_frames
 
 
-class Stack(Form):
+class Stack(Rebuilt):
     """The phases computed one by one and stacked."""
 
     def rebuild(self, x: Tensor) -> Tensor:
@@ -107,14 +117,14 @@ class Stack(Form):
         return torch.stack(phases, dim=3).flatten(2, 3)
 
 
-class Index(Form):
+class Index(Rebuilt):
     """`index_select` along time, constants per channel and frame."""
 
     def rebuild(self, x: Tensor) -> Tensor:
         return x.index_select(2, torch.arange(self.frames) // self.stride) * self.scale_frames + self.bias_frames
 
 
-class Transposed(Form):
+class Transposed(Rebuilt):
     """A depthwise transposed convolution along time."""
 
     def __init__(self, channels: int, frames: int, stride: int) -> None:

@@ -18,8 +18,8 @@ def test_the_demo_runs_and_its_claims_hold(tmp_path):
     assert result.exit_code == 0, result.output
     numbers = json.loads((tmp_path / "demo" / "demo.json").read_text())
     kinds = numbers["share_per_kind"]
-    assert numbers["share"] <= 0.7
-    assert numbers["top1_after"] >= numbers["top1_before"] - 0.012  # three of 270 clips
+    assert numbers["share"] <= 0.65
+    assert numbers["top1_after"] >= numbers["top1_before"]
     assert kinds["static"] < min(kinds["moving"], kinds["shaking"], kinds["zooming"])
     assert "same answer on 270 of 270 clips" in result.output
     assert vr.load(tmp_path / "demo" / "dynamic")(vr.zoo.spec("vared2_demo").example_inputs()).shape == (1, 9)

@@ -12,7 +12,7 @@ from vared2_fx.errors import CheckpointError, ConvertError
 from vared2_fx.passes.fingerprint import Fingerprint
 from vared2_fx.passes.nesting import read_nesting
 from vared2_fx.passes.plan import Plan
-from vared2_fx.typed_json import as_type, digest
+from vared2_fx.typed_json import as_type, digest, read_document
 
 FORMAT_VERSION = 3
 
@@ -42,23 +42,14 @@ def read_description(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it cannot be read, is of another version, or was changed since.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise CheckpointError(f"load: {path} cannot be read: {exc.strerror or exc}.") from exc
-    except (ValueError, RecursionError) as exc:
-        raise CheckpointError(f"load: {path} is no valid JSON ({exc}); the file is damaged.") from exc
-    version = document.get("format_version") if isinstance(document, dict) else None
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"load: {path} has format version {version!r}, this release reads {FORMAT_VERSION}; "
-            "load it with the release that wrote it."
-        )
-    if missing := _KEYS - document.keys():
-        raise CheckpointError(f"load: {path} lacks {', '.join(sorted(missing))}; the file is damaged.")
-    if document.pop("sha256") != digest(document):
-        raise CheckpointError(f"load: {path} was changed after it was written, or is damaged: its checksum is another.")
-    return dict(document)
+    return read_document(
+        path,
+        where="load",
+        version=FORMAT_VERSION,
+        keys=_KEYS,
+        remedy="load it with the release that wrote it",
+        error=CheckpointError,
+    )
 
 
 def read_conversion(path: Path, document: dict[str, Any]) -> Conversion:

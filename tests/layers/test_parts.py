@@ -57,6 +57,25 @@ def test_what_is_kept_follows_its_parameters():
             torch.testing.assert_close(module(x.double()), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_what_is_kept_is_not_rounded_by_autocast():
+    conv, rebuild, x = nn.Conv3d(8, 6, 3, bias=False), make_rebuild(), make_clip(2, 5, 4, 7, 7)
+    with torch.no_grad():
+        expected = SlimConv(conv, 6, 5, rebuild)(x)
+        slim = SlimConv(conv, 6, 5, rebuild)
+        with torch.autocast("cpu", torch.bfloat16):
+            slim(x)
+        assert torch.equal(slim(x), expected)
+
+
+def test_weights_that_cannot_be_watched_are_not_kept():
+    with torch.inference_mode():
+        conv, rebuild, x = nn.Conv3d(8, 6, 1), make_rebuild(), make_clip(2, 5, 4, 7, 7)
+        slim = SlimConv(conv, 6, 5, rebuild)
+        for _ in range(2):
+            torch.testing.assert_close(slim(x), conv(rebuild.complete(x)), rtol=1e-4, atol=1e-5)
+            conv.weight.mul_(2)
+
+
 def test_gradients_reach_all_of_a_slim_convolution():
     conv, rebuild, x = nn.Conv3d(8, 6, 3, padding=1), make_rebuild(), make_clip(2, 5, 4, 7, 7)
     SlimConv(conv, 6, 5, rebuild)(x).square().sum().backward()

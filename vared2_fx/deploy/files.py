@@ -21,7 +21,7 @@ from vared2_fx.disk import sha256, sync
 from vared2_fx.errors import ConvertError, DeployError
 from vared2_fx.passes.deploy.pipeline import ENGINES, PRECISIONS
 from vared2_fx.passes.nesting import read_nesting
-from vared2_fx.typed_json import as_type, digest
+from vared2_fx.typed_json import as_type, digest, read_document
 
 FORMAT_VERSION = 1
 MANIFEST = "deployed.json"
@@ -73,7 +73,14 @@ def load_deployed(folder: str | Path, *, threads: int | None = None) -> Deployed
             or cannot read them.
     """
     folder = Path(folder)
-    document = _read_manifest(folder / MANIFEST)
+    document = read_document(
+        folder / MANIFEST,
+        where="load_deployed",
+        version=FORMAT_VERSION,
+        keys=_KEYS,
+        remedy="load it with the release that wrote it, or deploy the network again",
+        error=DeployError,
+    )
     try:
         saved = _read(document)
     except ConvertError as exc:
@@ -133,26 +140,6 @@ def versions(deployed: Deployed) -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "unknown"
     return found
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise DeployError(f"load_deployed: {path} cannot be read: {exc.strerror or exc}.") from exc
-    except (ValueError, RecursionError) as exc:
-        raise DeployError(f"load_deployed: {path} is no valid JSON ({exc}); the file is damaged.") from exc
-    found = document.get("format_version") if isinstance(document, dict) else None
-    if type(found) is not int or found != FORMAT_VERSION:
-        raise DeployError(
-            f"load_deployed: {path} has format version {found!r}, this release reads {FORMAT_VERSION}; load it with "
-            "the release that wrote it, or deploy the network again."
-        )
-    if missing := _KEYS - document.keys():
-        raise DeployError(f"load_deployed: {path} lacks {', '.join(sorted(missing))}; the file is damaged.")
-    if document.pop("sha256") != digest(document):
-        raise DeployError(f"load_deployed: {path} was changed after it was written, or is damaged.")
-    return dict(document)
 
 
 def _read(document: dict[str, Any]) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from vared2_fx.passes.deploy.pipeline import Precision
 
 FLOAT32 = 1e-3
 """Largest difference allowed in fp32, as a share of the largest output value. Folding rounds every weight once more
-and engines add up in other orders, 6e-8 each; a hundred layers with random weights and norms (csn_r101) make 2e-4 of
-it. A weight that is wrong shows as percents."""
+and engines add up in other orders, 6e-8 each, which a hundred layers multiply. A weight that is wrong shows as
+percents."""
 BF16_FLOOR, BF16_CEILING, BF16_FACTOR = 2e-2, 0.3, 3.0
-"""In bf16, whose rounding is 65536 times as coarse, what a network makes of it differs as much as networks do: a
-well-trained one 1 %, a random one 20 %. So the measure is torch's own autocast on the same inputs: three times
+"""In bf16, whose rounding is 65536 times as coarse, what a network makes of it differs as much as networks do. So the
+measure is torch's own autocast on the same inputs: three times
 its distance from fp32 is allowed, at least the floor, never more than the ceiling."""
 
 Args = tuple[Any, ...]

@@ -80,20 +80,10 @@ class DynamicBlock(DynamicRegion):
         assert isinstance(rebuild, FrameRebuild)
         return rebuild.macs(self._geometries[1.0].out_size(in_size))
 
-    def forward(self, x: Tensor, decision: Tensor) -> Tensor:
-        """Compute what `decision` asks for.
-
-        Args:
-            x: (N, C_in, T_in, H_in, W_in).
-            decision: (N, J + I), as the gate gives it.
-
-        Returns:
-            (N, C, T, H, W).
-        """
-        y = self._bucketed(x, decision)
-        if self.training:  # what no clip's choice used gets a gradient of zero, for which distributed training waits
-            y = y + 0 * sum(parameter.sum() for module in self.added() for parameter in module.parameters())
-        return y
+    def _train(self, x: Tensor, decision: Tensor) -> Tensor:
+        # What no clip's choice used gets a gradient of zero, for which distributed training waits.
+        unused = sum(parameter.sum() for module in self.added() for parameter in module.parameters())
+        return self._bucketed(x, decision) + 0 * unused
 
     def _run(self, x: Tensor, decision: Tensor, j: int, i: int, alone: bool) -> Tensor:
         if alone and not self.training:

@@ -114,18 +114,7 @@ class DynamicConv(DynamicRegion):
             total += variant.frame_rebuild.macs((t, h, w))
         return total
 
-    def forward(self, x: Tensor, decision: Tensor) -> Tensor:
-        """Compute what `decision` asks for.
-
-        Args:
-            x: (N, C_in, T_in, H_in, W_in).
-            decision: (N, J + I), as the gate gives it.
-
-        Returns:
-            (N, C, T, H, W).
-        """
-        if not self.training:
-            return self._bucketed(x, decision)
+    def _train(self, x: Tensor, decision: Tensor) -> Tensor:
         y = self.body(x)
         return self._mix(y, decision, (0, 0), y.shape[2])
 

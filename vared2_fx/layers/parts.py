@@ -23,7 +23,8 @@ class FrameSkip(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, T, H, W) → (N, C, I, H, W), a view."""
-        return x[:, :, (0 if is_one(x.shape[2]) else 1) :: self.stride]
+        single = is_known(x.shape[2]) and x.shape[2] == 1
+        return x[:, :, int(not single) :: self.stride]
 
 
 class FrameReturn(nn.Module):
@@ -83,7 +84,7 @@ class SlimConv(nn.Module):
         parameters = [conv.weight, rebuild.scale, rebuild.bias, rebuild.source]
         parameters += [] if conv.bias is None else [conv.bias]
         state = (
-            [(p.data_ptr(), p._version, p.dtype, p.device) for p in parameters] if _have_values(parameters) else None
+            [(p.data_ptr(), p._version, p.dtype, p.device) for p in parameters] if _can_be_watched(parameters) else None
         )
         kept = self._kept
         if state is None or kept is None or kept[0] != state:
@@ -94,7 +95,7 @@ class SlimConv(nn.Module):
     def _folded(weight: Tensor, bias: Tensor | None, rebuild: ChannelRebuild) -> tuple[Tensor, Tensor]:
         used, skipped = weight[:, : rebuild.kept], weight[:, rebuild.kept :]
         folded = used.index_add(1, rebuild.source, skipped * rebuild.scale.view(1, -1, 1, 1, 1))
-        offset = skipped.sum((2, 3, 4)) @ rebuild.bias
+        offset = (skipped.sum((2, 3, 4)) * rebuild.bias).sum(1)  # no product that autocast would round, and be kept so
         return folded, offset if bias is None else bias + offset
 
     def __getstate__(self) -> dict[str, object]:
@@ -130,10 +131,6 @@ class SlimNorm(nn.Module):
         )
 
 
-def is_one(num_frames: object) -> bool:
-    """Whether a number of frames is known to be one; while a graph is traced it is not."""
-    return is_known(num_frames) and num_frames == 1
-
-
-def _have_values(parameters: list[Tensor]) -> bool:
-    return all(type(p) in (Tensor, nn.Parameter) and not p.is_meta for p in parameters)
+def _can_be_watched(parameters: list[Tensor]) -> bool:
+    """Whether it can be told later that they have changed."""
+    return all(type(p) in (Tensor, nn.Parameter) and not p.is_meta and not p.is_inference() for p in parameters)

@@ -3,6 +3,7 @@
 N clips, C channels, T frames, H height, W width; J frame strides, I channel shares.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -55,7 +56,7 @@ class StaticRegion(nn.Module):
         return y
 
 
-class DynamicRegion(nn.Module):
+class DynamicRegion(nn.Module, ABC):
     """A piece of a network that computes, for each clip, the frames and channels that its decision asks for.
 
     Evaluation: clips are bucketed by what their decision needs computed, and nothing else is (ours).
@@ -77,29 +78,41 @@ class DynamicRegion(nn.Module):
         self.frame_rebuilds, self.channel_rebuilds = nn.ModuleList(frame_rebuilds), channel_rebuilds
         self.cost = RegionCost(self.grid, self.macs, gate.macs)
 
+    @abstractmethod
     def variant(self, choice: Choice) -> nn.Module:
         """The region at one fixed choice, sharing weights."""
-        raise NotImplementedError
 
+    @abstractmethod
     def out_frames(self, in_frames: int) -> int:
         """T of the output for T of the input."""
-        raise NotImplementedError
 
     def macs(self, in_size: Size, choice: Choice = FULL) -> int:
         """Multiply-adds of one clip of `in_size` (T, H, W) at `choice`: cheap operations counted, the gate not."""
         return self.conv_macs(in_size, choice) + self.cheap_macs(in_size, choice)
 
+    @abstractmethod
     def conv_macs(self, in_size: Size, choice: Choice = FULL) -> int:
         """Multiply-adds of the convolutions alone, as in `macs`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def cheap_macs(self, in_size: Size, choice: Choice = FULL) -> int:
         """Multiply-adds of the cheap operations alone, as in `macs`."""
-        raise NotImplementedError
 
     def added(self) -> list[nn.Module]:
         """What conversion added: gate and cheap operations."""
         return [self.gate, self.frame_rebuilds, self.channel_rebuilds]
+
+    def forward(self, x: Tensor, decision: Tensor) -> Tensor:
+        """Compute what `decision` asks for.
+
+        Args:
+            x: (N, C_in, T_in, H_in, W_in).
+            decision: (N, J + I), as the gate gives it.
+
+        Returns:
+            (N, C, T, H, W).
+        """
+        return self._train(x, decision) if self.training else self._bucketed(x, decision)
 
     def _bucketed(self, x: Tensor, decision: Tensor) -> Tensor:
         """Run every clip with what its decision needs, together with the others that need the same."""
@@ -127,6 +140,10 @@ class DynamicRegion(nn.Module):
         i = next(i for i, weight in enumerate(shares) if weight > 0)
         return j, i, strides[j] == shares[i] == 1.0
 
+    @abstractmethod
+    def _train(self, x: Tensor, decision: Tensor) -> Tensor:
+        """Compute `forward` such that every parameter gets a gradient."""
+
+    @abstractmethod
     def _run(self, x: Tensor, decision: Tensor, j: int, i: int, alone: bool) -> Tensor:
         """Run clips that all need the choice (j, i), `alone` or with others in the weighted sum."""
-        raise NotImplementedError

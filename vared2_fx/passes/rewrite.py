@@ -19,7 +19,6 @@ from vared2_fx.layers import (
     DynamicConv,
     DynamicRegion,
     FrameRebuild,
-    Gate,
     SelfGated,
     StaticRegion,
     predict_channels,
@@ -27,6 +26,7 @@ from vared2_fx.layers import (
 from vared2_fx.passes.inline import inline
 from vared2_fx.passes.leaves import inner_regions, inner_targets, leaves, replace_inside, run_recorded
 from vared2_fx.passes.trace import calls, fork, kept_call, module_of
+from vared2_fx.passes.variants import make_gate
 
 
 def gate_convs(gm: fx.GraphModule, *, sites: Mapping[str, ChoiceGrid], config: ConvertConfig) -> fx.GraphModule:
@@ -83,15 +83,7 @@ def make_region(conv: nn.Module, grid: ChoiceGrid, config: ConvertConfig, *, mea
     """
     assert isinstance(conv, nn.Conv3d)
     geometry = ConvGeometry.of(conv)
-    gate = Gate(
-        geometry.in_channels,
-        grid,
-        geometry.out_frames,
-        kind=config.gate,
-        hidden=config.gate_hidden,
-        num_bins=config.gate_bins,
-        normalize=config.normalize,
-    )
+    gate = make_gate(geometry.in_channels, grid, geometry.out_frames, config)
     frames = [FrameRebuild(geometry.out_channels, r, config.frame_rebuild_kind) for r in grid.frame_strides[1:]]
     channels = []
     for share in grid.channel_shares[1:]:

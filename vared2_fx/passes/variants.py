@@ -1,6 +1,6 @@
 """A block at each of its choices: the same graph with frames skipped, channels slimmed, and frames rebuilt."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -236,16 +236,21 @@ def put(root: nn.Module, path: str, value: object) -> None:
         setattr(place, name, value)
 
 
-def _gate(facts: BlockFacts, grid: ChoiceGrid, config: ConvertConfig) -> Gate:
+def make_gate(in_channels: int, grid: ChoiceGrid, out_frames: Callable[[int], int], config: ConvertConfig) -> Gate:
+    """A gate as the config says; arguments as for `Gate`."""
     return Gate(
-        facts.block.entry.meta["shape"][1],
+        in_channels,
         grid,
-        facts.geometry(1.0).out_frames,
+        out_frames,
         kind=config.gate,
         hidden=config.gate_hidden,
         num_bins=config.gate_bins,
         normalize=config.normalize,
     )
+
+
+def _gate(facts: BlockFacts, grid: ChoiceGrid, config: ConvertConfig) -> Gate:
+    return make_gate(facts.block.entry.meta["shape"][1], grid, facts.geometry(1.0).out_frames, config)
 
 
 def _frame_rebuilds(facts: BlockFacts, grid: ChoiceGrid, config: ConvertConfig) -> list[FrameRebuild]:

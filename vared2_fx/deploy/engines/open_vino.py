@@ -48,7 +48,7 @@ def _core() -> Any:
 
 
 class OpenVinoEngine(Engine):
-    """Runs OpenVINO's CPU plugin, compiled for each input shape: a fixed shape is up to a tenth faster than a free one.
+    """Runs OpenVINO's CPU plugin, compiled for each input shape.
 
     Latency hint; the precision is always said, as the plugin's own choice is bf16 where the processor has it.
     """
