@@ -151,6 +151,33 @@ class AddToGroupsHeld(Form):
         return (torch.unflatten(shortcut, 2, (x.shape[2], self.stride)) + x.unsqueeze(3)).flatten(2, 3)
 
 
+class AddToLaid(Form):
+    """`AddToGroups` along the axes as they lie in memory (channels last), so that the sum runs through it once."""
+
+    def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        y = torch.addcmul(in_groups(shortcut, self.stride), in_groups(x, 1), self.scale[:, None])
+        return out_of_groups(y.add_(self.bias[:, None]), shortcut)
+
+
+class AddToLaidHeld(Form):
+    """The same without scale and bias: computes less."""
+
+    def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        return out_of_groups(in_groups(shortcut, self.stride) + in_groups(x, 1), shortcut)
+
+
+def in_groups(x: Tensor, frames: int) -> Tensor:
+    """(N, C, T, H, W) → (N·T/frames, frames, H·W, C), a view where x is in channels_last_3d."""
+    n, c, t, h, w = x.shape
+    return x.permute(0, 2, 3, 4, 1).reshape(n * t // frames, frames, h * w, c)
+
+
+def out_of_groups(y: Tensor, like: Tensor) -> Tensor:
+    """Undo `in_groups`, to the shape of `like`."""
+    n, c, t, h, w = like.shape
+    return y.view(n, t, h, w, c).permute(0, 4, 1, 2, 3)
+
+
 class StridedWrites(Form):
     """Each phase written into its slice of a copy of the shortcut."""
 
@@ -189,13 +216,15 @@ FORMS: dict[str, type[Form]] = {
     "index_select": Index,
     "transposed convolution": Transposed,
     "add to groups": AddToGroups,
+    "add to groups as laid": AddToLaid,
     "strided writes": StridedWrites,
     "held: resize": ResizeHeld,
     "held: add to groups": AddToGroupsHeld,
+    "held: add to groups as laid": AddToLaidHeld,
     "held: strided writes": StridedWritesHeld,
     "nothing": Nothing,
 }
-OTHERWISE = ("held: resize", "held: add to groups", "held: strided writes", "nothing")
+OTHERWISE = ("held: resize", "held: add to groups", "held: add to groups as laid", "held: strided writes", "nothing")
 """Compute something else than the rest."""
 
 

@@ -11,7 +11,7 @@ from vared2_fx import ConvertConfig
 from vared2_fx.layers import FrameReturn, FrameSkip, SlimConv, SlimNorm
 from vared2_fx.passes.deploy.cancel_frames import FrameCrop, FrameMean, cancel_frames
 from vared2_fx.passes.deploy.follow import follow
-from vared2_fx.passes.deploy.frame_forms import AddedFrames, ResizedFrames, frame_forms
+from vared2_fx.passes.deploy.frame_forms import AddedFrames, LaidFrames, ResizedFrames, frame_forms
 from vared2_fx.passes.deploy.pipeline import prepare
 from vared2_fx.passes.deploy.settle_variants import settle_variants
 
@@ -127,7 +127,7 @@ def test_forms(rebuild):
     static = follow(static_net("Residual", "block", (2, 1.0), rebuild), (CLIP,))
     with torch.no_grad():
         expected = static(CLIP)
-        for form, wanted in (("broadcast", AddedFrames), ("resize", ResizedFrames)):
+        for form, wanted in (("broadcast", AddedFrames), ("laid", LaidFrames), ("resize", ResizedFrames)):
             written = frame_forms(static, form=form)
             assert FrameReturn not in kinds(written)
             assert wanted in kinds(written)

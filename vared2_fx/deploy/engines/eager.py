@@ -16,6 +16,7 @@ from vared2_fx.deploy.engines.base import Engine, Settings
 from vared2_fx.deploy.program import Program
 from vared2_fx.passes.deploy.onednn import onednn_convs
 from vared2_fx.passes.deploy.pipeline import EngineName
+from vared2_fx.passes.deploy.skipping_convs import skipping_convs
 
 FILE = "program.pt2"
 
@@ -63,7 +64,8 @@ class TorchEngine(Engine):
             return tree_leaves(self._call(args, kwargs))
 
     def _runnable(self, exported: ExportedProgram) -> Any:
-        return onednn_convs(exported.module(check_guards=False))  # the signature has looked at the shapes
+        # No guards: the signature has looked at the shapes
+        return skipping_convs(onednn_convs(exported.module(check_guards=False)))
 
     def _call(self, args: Any, kwargs: Any) -> Any:
         return self.module(*args, **kwargs)

@@ -14,10 +14,11 @@ from vared2_fx.layers import FrameReturn
 from vared2_fx.passes.roles import is_map
 from vared2_fx.passes.trace import calls, fork, module_of
 
-FrameForm = Literal["resize", "broadcast"]
+FrameForm = Literal["resize", "broadcast", "laid"]
 """`resize`: nearest-neighbour resize along time, then product and sum with a constant per channel and frame; for
 OpenVINO. `broadcast`: where the map is added to another, the sum of that one's groups of R frames with the
-computed one, so that the frames are never written on their own; else as `resize`. For the others."""
+computed one, so that the frames are never written on their own; else as `resize`; for onnxruntime. `laid`: the same
+sum with the axes in the order of `channels_last_3d`, in which torch's runs through memory once; for torch's own."""
 
 
 class ResizedFrames(nn.Module):
@@ -42,7 +43,7 @@ class ResizedFrames(nn.Module):
 
 
 class AddedFrames(nn.Module):
-    """A map plus one whose frames are returned, without ever writing those."""
+    """A map plus one whose frames are returned, without ever writing those: `broadcast`."""
 
     scale: Tensor | None
     bias: Tensor | None
@@ -51,11 +52,9 @@ class AddedFrames(nn.Module):
         """Add what `back` would give."""
         super().__init__()
         self.stride = back.rebuild.stride
-        scale, bias, _ = back.rebuild.phases()
-        holds = back.rebuild.kind == "hold"
-        for name, table in (("scale", scale), ("bias", bias)):
-            shaped = table.detach().roll(1, 0).t()[None, :, None, :, None, None].clone()
-            self.register_buffer(name, None if holds else shaped)
+        tables = _along_phases(back)
+        for name, table in zip(("scale", "bias"), tables or (None, None), strict=True):
+            self.register_buffer(name, None if table is None else table.t()[None, :, None, :, None, None].clone())
 
     def forward(self, computed: Tensor, other: Tensor) -> Tensor:
         """(N, C, I, H, W) and (N, C, T, H, W) → (N, C, T, H, W)."""
@@ -63,6 +62,32 @@ class AddedFrames(nn.Module):
         if self.scale is None or self.bias is None:
             return (groups + computed.unsqueeze(3)).flatten(2, 3)
         return torch.addcmul(groups, computed.unsqueeze(3), self.scale).add_(self.bias).flatten(2, 3)
+
+
+class LaidFrames(nn.Module):
+    """As `AddedFrames`, of maps in `channels_last_3d`: right for any other layout too, but slow there."""
+
+    scale: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, back: FrameReturn) -> None:
+        """Add what `back` would give."""
+        super().__init__()
+        self.stride = back.rebuild.stride
+        tables = _along_phases(back)
+        for name, table in zip(("scale", "bias"), tables or (None, None), strict=True):
+            self.register_buffer(name, None if table is None else table[:, None].clone())
+
+    def forward(self, computed: Tensor, other: Tensor) -> Tensor:
+        """(N, C, I, H, W) and (N, C, T, H, W) → (N, C, T, H, W)."""
+        n, c, t, h, w = other.shape
+        groups = other.permute(0, 2, 3, 4, 1).reshape(n * computed.shape[2], self.stride, h * w, c)
+        frames = computed.permute(0, 2, 3, 4, 1).reshape(n * computed.shape[2], 1, h * w, c)
+        if self.scale is None or self.bias is None:
+            y = groups + frames
+        else:
+            y = torch.addcmul(groups, frames, self.scale).add_(self.bias)
+        return y.view(n, t, h, w, c).permute(0, 4, 1, 2, 3)
 
 
 def frame_forms(gm: fx.GraphModule, *, form: FrameForm) -> fx.GraphModule:
@@ -78,8 +103,8 @@ def frame_forms(gm: fx.GraphModule, *, form: FrameForm) -> fx.GraphModule:
         if back.rebuild.next_scale is not None or num_frames % back.rebuild.stride:
             continue
         computed = node.args[0]
-        if form == "broadcast" and len(node.users) == 1 and (other := _added(user := next(iter(node.users)), node)):
-            out.set_submodule(str(node.target), AddedFrames(back))
+        if form != "resize" and len(node.users) == 1 and (other := _added(user := next(iter(node.users)), node)):
+            out.set_submodule(str(node.target), AddedFrames(back) if form == "broadcast" else LaidFrames(back))
             with out.graph.inserting_before(user):
                 joined = out.graph.call_module(str(node.target), (computed, other))
             joined.meta.update(user.meta)
@@ -105,6 +130,14 @@ def _added(user: fx.Node, node: fx.Node) -> fx.Node | None:
         return None
     writes_over_other = user.target in (operator.iadd, "add_") and user.args[0] is other
     return None if writes_over_other else other
+
+
+def _along_phases(back: FrameReturn) -> tuple[Tensor, Tensor] | None:
+    """Scale and bias of each frame of a group, (R, C) each; None where frames are held as they are."""
+    if back.rebuild.kind == "hold":
+        return None
+    scale, bias, _ = back.rebuild.phases()
+    return scale.detach().roll(1, 0), bias.detach().roll(1, 0)
 
 
 def _along_frames(back: FrameReturn, num_frames: int) -> tuple[Tensor, Tensor] | None:

@@ -9,10 +9,12 @@ from vared2_fx.errors import ConvertError, DeployError
 from vared2_fx.layers import DynamicRegion, Gate, SelfGated
 from vared2_fx.modes import unchanged
 from vared2_fx.passes.deploy.cancel_frames import FrameMean, cancel_frames
+from vared2_fx.passes.deploy.delay_frames import delay_frames
 from vared2_fx.passes.deploy.drop_inactive import drop_inactive
 from vared2_fx.passes.deploy.fold_norms import fold_norms
 from vared2_fx.passes.deploy.follow import follow
-from vared2_fx.passes.deploy.frame_forms import AddedFrames, FrameForm, ResizedFrames, frame_forms
+from vared2_fx.passes.deploy.frame_forms import AddedFrames, FrameForm, LaidFrames, ResizedFrames, frame_forms
+from vared2_fx.passes.deploy.mean_pools import mean_pools
 from vared2_fx.passes.deploy.memory_format import channels_last
 from vared2_fx.passes.deploy.precision import compute_in_bf16
 from vared2_fx.passes.deploy.replace_swish import replace_swish
@@ -27,7 +29,7 @@ Precision = Literal["fp32", "bf16"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
-FIXED_FRAMES = (AddedFrames, ResizedFrames, FrameMean)
+FIXED_FRAMES = (AddedFrames, LaidFrames, ResizedFrames, FrameMean)
 """Modules of a graph that holds for one number of frames only."""
 
 
@@ -37,9 +39,10 @@ def deploy_pipeline(engine: EngineName, precision: Precision, args: tuple[Any, .
     Torch's own engines are given the layout, and in bf16 the network that computes so; the others choose both
     themselves.
     """
-    form: FrameForm = "resize" if engine == "openvino" else "broadcast"
-    passes: list[Pass] = [settle_variants, replace_swish, drop_inactive, fold_norms, cancel_frames]
-    passes += [partial(frame_forms, form=form)]
+    forms: dict[EngineName, FrameForm] = {"openvino": "resize", "onnx": "broadcast"}
+    form = forms.get(engine, "laid")
+    passes: list[Pass] = [settle_variants, replace_swish, drop_inactive, fold_norms, delay_frames, cancel_frames]
+    passes += [partial(frame_forms, form=form), mean_pools]
     if engine in ("torch", "compile"):
         passes += [partial(compute_in_bf16, args=args)] if precision == "bf16" else []
         passes += [channels_last]
