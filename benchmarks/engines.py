@@ -2,13 +2,14 @@
 
     python benchmarks/engines.py [--networks x3d_m slow_r50 …] [--engines openvino onnx torch] [--batches 1 8]
 
-Random weights with norm statistics as in use; every region at the choice. Base and variants run in turns in one
-process, prepared the same way. Results of earlier runs stay in the file, those of the same network, engine and batch
-are replaced.
+Random weights with norm statistics as in use; every region at the choice, or, in `mixed`, each at one that was drawn
+for it. Base and variants run in turns in one process, prepared the same way. Results of earlier runs stay in the file,
+those of the same network, engine and batch are replaced. `engines_table.py` makes docs/speed.md of it.
 """
 
 import argparse
 import json
+import random
 import sys
 from itertools import product
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from common import RESULTS
 
 import vared2_fx as vr
+from vared2_fx.convert import conversion
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from networks import randomise_norms
@@ -47,6 +49,9 @@ def main() -> None:
             for stride, share in CHOICES:
                 key = f"{granularity} R={stride} r={share:g}"
                 variants[key] = vr.specialize(dynamic, {"*": (stride, share)})
+            draw = random.Random(0)
+            drawn = {r.path: draw.choice(r.grid.all()) for r in conversion(dynamic).plan.regions}
+            variants[f"{granularity} mixed"] = vr.specialize(dynamic, drawn)
             variants[f"{granularity} full"] = vr.specialize(dynamic, {"*": (1, 1.0)})
         result = vr.bench(
             model,

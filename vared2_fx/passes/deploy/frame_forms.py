@@ -17,8 +17,9 @@ from vared2_fx.passes.trace import calls, fork, module_of
 FrameForm = Literal["resize", "broadcast", "laid"]
 """`resize`: nearest-neighbour resize along time, then product and sum with a constant per channel and frame; for
 OpenVINO. `broadcast`: where the map is added to another, the sum of that one's groups of R frames with the
-computed one, so that the frames are never written on their own; else as `resize`; for onnxruntime. `laid`: the same
-sum with the axes in the order of `channels_last_3d`, in which torch's runs through memory once; for torch's own."""
+computed one, so that the frames are never written on their own; else the computed ones R times side by side; for
+onnxruntime, which resizes slowly. `laid`: the same sum with the axes in the order of `channels_last_3d`, in which
+torch's runs through memory once; else as `resize`; for torch's own."""
 
 
 class ResizedFrames(nn.Module):
@@ -42,21 +43,32 @@ class ResizedFrames(nn.Module):
         return y if self.scale is None or self.bias is None else y * self.scale + self.bias
 
 
-class AddedFrames(nn.Module):
-    """A map plus one whose frames are returned, without ever writing those: `broadcast`."""
+class StackedFrames(nn.Module):
+    """Φt at whole groups of frames, by putting the computed ones side by side: `broadcast`."""
 
     scale: Tensor | None
     bias: Tensor | None
 
     def __init__(self, back: FrameReturn) -> None:
-        """Add what `back` would give."""
+        """Do what `back` does."""
         super().__init__()
         self.stride = back.rebuild.stride
         tables = _along_phases(back)
         for name, table in zip(("scale", "bias"), tables or (None, None), strict=True):
             self.register_buffer(name, None if table is None else table.t()[None, :, None, :, None, None].clone())
 
-    def forward(self, computed: Tensor, other: Tensor) -> Tensor:
+    def forward(self, computed: Tensor) -> Tensor:
+        """(N, C, I, H, W) → (N, C, T, H, W)."""
+        y = torch.stack([computed] * self.stride, dim=3)
+        if self.scale is not None and self.bias is not None:
+            y = torch.addcmul(self.bias, y, self.scale)
+        return y.flatten(2, 3)
+
+
+class AddedFrames(StackedFrames):
+    """A map plus one whose frames are returned, without ever writing those: `broadcast`."""
+
+    def forward(self, computed: Tensor, other: Tensor) -> Tensor:  # type: ignore[override]
         """(N, C, I, H, W) and (N, C, T, H, W) → (N, C, T, H, W)."""
         groups: Tensor = torch.unflatten(other, 2, (computed.shape[2], self.stride))
         if self.scale is None or self.bias is None:
@@ -112,7 +124,8 @@ def frame_forms(gm: fx.GraphModule, *, form: FrameForm) -> fx.GraphModule:
             out.graph.erase_node(user)
             out.graph.erase_node(node)
         else:
-            out.set_submodule(str(node.target), ResizedFrames(back, num_frames))
+            alone = StackedFrames(back) if form == "broadcast" else ResizedFrames(back, num_frames)
+            out.set_submodule(str(node.target), alone)
             node.args = (computed,)
     out.graph.lint()
     out.recompile()
