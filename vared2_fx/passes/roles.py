@@ -102,7 +102,7 @@ def _of_module(module: nn.Module, node: fx.Node, reads: tuple[fx.Node, ...]) -> 
         return Role("pointwise", reads, in_place=bool(getattr(module, "inplace", False)))
     if kind in (nn.GroupNorm, nn.InstanceNorm3d, nn.PReLU, nn.Softmax):
         return Role("mixing", reads)
-    if isinstance(module, (nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d)) and _ones(module.output_size):
+    if isinstance(module, (nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d)) and is_one(module.output_size):
         return Role("squeeze", reads)
     if kind in (nn.MaxPool3d, nn.AvgPool3d) and not module.ceil_mode and not getattr(module, "return_indices", False):
         return Role("pool", reads, geometry_of(module))
@@ -125,7 +125,7 @@ def _of_function(node: fx.Node, reads: tuple[fx.Node, ...]) -> Role:
         return Role("concat", reads)
     if target in ("mean", torch.mean) and _means_all(node):
         return Role("squeeze", reads)
-    if target is F.adaptive_avg_pool3d and len(node.args) == 2 and _ones(node.args[1]):
+    if target is F.adaptive_avg_pool3d and len(node.args) == 2 and is_one(node.args[1]):
         return Role("squeeze", reads)
     return Role("other", reads)
 
@@ -174,5 +174,6 @@ def geometry_of(module: nn.Module) -> ConvGeometry | PoolGeometry | None:
     return PoolGeometry(*(size(getattr(module, name, 1)) for name in ("kernel_size", "stride", "padding", "dilation")))
 
 
-def _ones(size: Any) -> bool:
+def is_one(size: Any) -> bool:
+    """Whether the size of a pooling's output is one along every axis."""
     return size == 1 or (isinstance(size, (tuple, list)) and all(n == 1 for n in size))

@@ -43,19 +43,28 @@ class ResizedFrames(nn.Module):
         return y if self.scale is None or self.bias is None else y * self.scale + self.bias
 
 
-class StackedFrames(nn.Module):
-    """Φt at whole groups of frames, by putting the computed ones side by side: `broadcast`."""
+class PhasedFrames(nn.Module):
+    """Φt at whole groups of frames, with a table of what each frame of a group is scaled by and shifted."""
 
     scale: Tensor | None
     bias: Tensor | None
 
     def __init__(self, back: FrameReturn) -> None:
-        """Do what `back` does."""
+        """Do what `back` does; without tables where it holds frames as they are."""
         super().__init__()
         self.stride = back.rebuild.stride
-        tables = _along_phases(back)
-        for name, table in zip(("scale", "bias"), tables or (None, None), strict=True):
-            self.register_buffer(name, None if table is None else table.t()[None, :, None, :, None, None].clone())
+        scale, bias, _ = back.rebuild.phases()
+        holds = back.rebuild.kind == "hold"
+        for name, table in (("scale", scale), ("bias", bias)):
+            self.register_buffer(name, None if holds else self._shaped(table.detach().roll(1, 0)).clone())
+
+    def _shaped(self, table: Tensor) -> Tensor:
+        """(R, C) as the maps have their axes."""
+        return table.t()[None, :, None, :, None, None]
+
+
+class StackedFrames(PhasedFrames):
+    """The computed frames side by side: `broadcast`."""
 
     def forward(self, computed: Tensor) -> Tensor:
         """(N, C, I, H, W) → (N, C, T, H, W)."""
@@ -65,10 +74,10 @@ class StackedFrames(nn.Module):
         return y.flatten(2, 3)
 
 
-class AddedFrames(StackedFrames):
+class AddedFrames(PhasedFrames):
     """A map plus one whose frames are returned, without ever writing those: `broadcast`."""
 
-    def forward(self, computed: Tensor, other: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, computed: Tensor, other: Tensor) -> Tensor:
         """(N, C, I, H, W) and (N, C, T, H, W) → (N, C, T, H, W)."""
         groups: Tensor = torch.unflatten(other, 2, (computed.shape[2], self.stride))
         if self.scale is None or self.bias is None:
@@ -76,19 +85,11 @@ class AddedFrames(StackedFrames):
         return torch.addcmul(groups, computed.unsqueeze(3), self.scale).add_(self.bias).flatten(2, 3)
 
 
-class LaidFrames(nn.Module):
+class LaidFrames(PhasedFrames):
     """As `AddedFrames`, of maps in `channels_last_3d`: right for any other layout too, but slow there."""
 
-    scale: Tensor | None
-    bias: Tensor | None
-
-    def __init__(self, back: FrameReturn) -> None:
-        """Add what `back` would give."""
-        super().__init__()
-        self.stride = back.rebuild.stride
-        tables = _along_phases(back)
-        for name, table in zip(("scale", "bias"), tables or (None, None), strict=True):
-            self.register_buffer(name, None if table is None else table[:, None].clone())
+    def _shaped(self, table: Tensor) -> Tensor:
+        return table[:, None]
 
     def forward(self, computed: Tensor, other: Tensor) -> Tensor:
         """(N, C, I, H, W) and (N, C, T, H, W) → (N, C, T, H, W)."""
@@ -143,14 +144,6 @@ def _added(user: fx.Node, node: fx.Node) -> fx.Node | None:
         return None
     writes_over_other = user.target in (operator.iadd, "add_") and user.args[0] is other
     return None if writes_over_other else other
-
-
-def _along_phases(back: FrameReturn) -> tuple[Tensor, Tensor] | None:
-    """Scale and bias of each frame of a group, (R, C) each; None where frames are held as they are."""
-    if back.rebuild.kind == "hold":
-        return None
-    scale, bias, _ = back.rebuild.phases()
-    return scale.detach().roll(1, 0), bias.detach().roll(1, 0)
 
 
 def _along_frames(back: FrameReturn, num_frames: int) -> tuple[Tensor, Tensor] | None:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from vared2_fx.passes.deploy.inside import replace_modules
+from vared2_fx.passes.roles import is_one
 
 
 class Mean(nn.Module):
@@ -23,7 +24,7 @@ def mean_pools(gm: fx.GraphModule) -> fx.GraphModule:
     """
     out = replace_modules(gm, _mean)
     for node in out.graph.find_nodes(op="call_function", target=F.adaptive_avg_pool3d):
-        if _is_one(node.kwargs.get("output_size", node.args[1] if len(node.args) > 1 else None)):
+        if is_one(node.kwargs.get("output_size", node.args[1] if len(node.args) > 1 else None)):
             x = node.kwargs.get("input", node.args[0] if node.args else None)
             node.target, node.args, node.kwargs = torch.mean, (x, (-3, -2, -1)), {"keepdim": True}
     out.recompile()
@@ -31,9 +32,5 @@ def mean_pools(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _mean(module: nn.Module) -> nn.Module | None:
-    pools = isinstance(module, nn.AdaptiveAvgPool3d) and _is_one(module.output_size)
+    pools = isinstance(module, nn.AdaptiveAvgPool3d) and is_one(module.output_size)
     return Mean().train(module.training) if pools else None
-
-
-def _is_one(size: object) -> bool:
-    return size == 1 or (isinstance(size, (tuple, list)) and all(n == 1 for n in size))

@@ -13,7 +13,7 @@ from vared2_fx.passes.deploy.delay_frames import delay_frames
 from vared2_fx.passes.deploy.drop_inactive import drop_inactive
 from vared2_fx.passes.deploy.fold_norms import fold_norms
 from vared2_fx.passes.deploy.follow import follow
-from vared2_fx.passes.deploy.frame_forms import FrameForm, LaidFrames, ResizedFrames, StackedFrames, frame_forms
+from vared2_fx.passes.deploy.frame_forms import FrameForm, PhasedFrames, ResizedFrames, frame_forms
 from vared2_fx.passes.deploy.mean_pools import mean_pools
 from vared2_fx.passes.deploy.memory_format import channels_last
 from vared2_fx.passes.deploy.precision import compute_in_bf16
@@ -29,7 +29,7 @@ Precision = Literal["fp32", "bf16"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
-FIXED_FRAMES = (StackedFrames, LaidFrames, ResizedFrames, FrameMean)
+FIXED_FRAMES = (PhasedFrames, ResizedFrames, FrameMean)
 """Modules of a graph that holds for one number of frames only."""
 
 

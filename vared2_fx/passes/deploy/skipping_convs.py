@@ -17,7 +17,7 @@ _SLICE = torch.ops.aten.slice.Tensor
 def skipping_convs(gm: fx.GraphModule) -> fx.GraphModule:
     """Let every oneDNN convolution that reads each R-th frame of a map read the map itself.
 
-    oneDNN takes dense maps only, so torch copies such frames, which costs about as much as a 1×1×1 convolution of them.
+    oneDNN takes dense maps only, so torch would copy such frames.
 
     Args:
         gm: what `onednn_convs` gave; changed in place, as it belongs to nobody else.
