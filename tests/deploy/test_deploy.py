@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import Net, make_clip, randomise_norms, tiny_net
 from torch import nn
 
@@ -148,6 +149,24 @@ def test_what_was_specialised(quick_engine, untouched):
         deployed = vr.deploy(static, quick_engine)  # the clip that it was converted with is known
     assert largest_difference(static(CLIP), deployed(CLIP)) <= NEAR
     assert largest_difference(tiny_net()(CLIP), deployed(CLIP)) > 1e-2  # the control: it does compute less
+
+
+class Padded(Net):
+    """Pads the frames to a multiple of three, as "same" padding does: OpenVINO knows no remainder of a free size."""
+
+    def forward(self, x):
+        x = F.pad(self.a(x), (0, 0, 0, 0, 0, -x.shape[2] % 3))
+        return self.head(F.avg_pool3d(x, (3, 1, 1)).mean((2, 3, 4)))
+
+
+def test_axes_that_the_engine_cannot_keep_free_are_fixed(quick_engine):
+    model = Padded().eval()
+    deployed = vr.deploy(model, quick_engine, example_inputs=CLIP)
+    clips = make_clip(3, 3, 8, 16, 16, seed=2)
+    assert largest_difference(model(clips), deployed(clips)) <= NEAR
+    refused = [note for note in deployed.notes if "refused free axes" in note]
+    assert len(refused) == (quick_engine == "openvino")
+    assert (str(deployed.signature.inputs[0].axes[2]) == "8") == (quick_engine == "openvino")
 
 
 CLIPS = {"x3d_xs": (4, 160), "r3d_18": (8, 40)}

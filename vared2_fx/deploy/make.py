@@ -4,15 +4,15 @@ import logging
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
 from vared2_fx import zoo
 from vared2_fx.convert import conversion
 from vared2_fx.deploy.deployed import Deployed
-from vared2_fx.deploy.engines import BY_NAME, Settings
+from vared2_fx.deploy.engines import BY_NAME, Engine, Settings
 from vared2_fx.deploy.parity import compare
-from vared2_fx.deploy.program import export, first_line
+from vared2_fx.deploy.program import Program, first_line, programs
 from vared2_fx.errors import ConvertError, DeployError, ZooError
 from vared2_fx.modes import evaluating, unchanged
 from vared2_fx.passes.deploy.pipeline import ENGINES, PRECISIONS, EngineName, Precision, own_copy, prepare_own
@@ -60,22 +60,14 @@ def deploy(
     args = example_args(unwrapped(model), example_inputs)
     with torch.inference_mode(False):
         gm = prepare_own(own, args, engine, precision)
-        program = export(gm, args, _output(own, args))
-        try:
-            running = BY_NAME[engine].build(program, settings)
-        except DeployError:
-            raise
-        except Exception as exc:
-            raise DeployError(
-                f"deploy: engine {engine!r} refuses this network ({type(exc).__name__}: {str(exc).strip()[:500]})."
-            ) from exc
+        program, running, notes = _build(gm, args, _output(own, args), engine, settings)
     inside = [f"kept as it is, since torch.fx cannot follow it: {path}" for path in leaves(gm)]
     deployed = Deployed(
         engine=running,
         network=type(unwrapped(model)).__name__,
         signature=program.signature,
         parity=None,  # type: ignore[arg-type]  # measured next
-        notes=(*program.notes, *running.notes, *inside),
+        notes=(*notes, *program.notes, *running.notes, *inside),
     )
     parity = compare(
         own,
@@ -88,6 +80,32 @@ def deploy(
     object.__setattr__(deployed, "parity", parity)
     log.info("%s", deployed)
     return deployed
+
+
+def _build(
+    gm: fx.GraphModule, args: tuple[Any, ...], output: Any, engine: EngineName, settings: Settings
+) -> tuple[Program, Engine, list[str]]:
+    """The engine with the most free axes with which it runs the example, and a note where it refused more.
+
+    Raises:
+        DeployError: none does.
+    """
+    refused: list[Exception] = []
+    for program in programs(gm, args, output):
+        try:
+            running = BY_NAME[engine].build(program, settings)
+            running.run(
+                [x.clone() for x in program.signature.flatten(args)]
+            )  # engines compile, and refuse, at the first call
+        except DeployError:
+            raise
+        except Exception as exc:
+            refused.append(exc)
+            continue
+        return program, running, [f"{engine} refused free axes: {first_line(exc)}" for exc in refused[:1]]
+    raise DeployError(
+        f"deploy: engine {engine!r} refuses this network ({type(refused[-1]).__name__}: {str(refused[-1])[:500]})."
+    ) from refused[-1]
 
 
 def _settings(engine: str, precision: str, threads: int | None) -> Settings:

@@ -33,8 +33,8 @@ class Program:
     """What became of the axes that were to be free."""
 
 
-def export(gm: fx.GraphModule, args: tuple[Any, ...], output: Any) -> Program:
-    """Export a prepared network, with as many free axes as its graph allows.
+def programs(gm: fx.GraphModule, args: tuple[Any, ...], output: Any) -> Iterator[Program]:
+    """Export a prepared network, first with as many free axes as its graph allows, then with fewer.
 
     Args:
         gm: the network, in evaluation mode.
@@ -50,27 +50,32 @@ def export(gm: fx.GraphModule, args: tuple[Any, ...], output: Any) -> Program:
         raise DeployError(
             f"deploy: the network gives {', '.join(kinds)}; tensors, and lists and dicts of them, can be."
         )
-    exported, notes = _export(gm, args)
-    signature = Signature(inputs=_inputs(exported, args), nesting=nesting_of(args), output=given[0] if given else None)
-    return Program(exported=exported, signature=signature, notes=(*notes, *_about_axes(signature)))
-
-
-def _export(gm: fx.GraphModule, args: tuple[Any, ...]) -> tuple[ExportedProgram, list[str]]:
-    notes: list[str] = []
+    notes: tuple[str, ...] = ()
+    failure: Exception | None = None
     fixed = any(isinstance(module, FIXED_FRAMES) for module in gm.modules())
     for free in _FREE[1:] if fixed else _FREE:
         try:
-            # torch.export takes a size of one to be one for ever, so the batch has two clips
-            inputs = _two_clips(args) if free else args
-            with torch.no_grad(), quiet_export():
-                return torch.export.export(gm, inputs, dynamic_shapes=_axes(args, free) if free else None), notes
+            exported = _export(gm, args, free)
         except Exception as exc:
             failure = exc
-            notes = [f"torch.export refused free axes: {first_line(exc)}"]
-    raise DeployError(
-        f"deploy: torch.export cannot follow this network ({type(failure).__name__}: {first_line(failure)}). What "
-        "branches on values has to be moved out of forward, or be written with torch.where."
-    ) from failure
+            notes = (f"torch.export refused free axes: {first_line(exc)}",)
+            continue
+        signature = Signature(
+            inputs=_inputs(exported, args), nesting=nesting_of(args), output=given[0] if given else None
+        )
+        yield Program(exported=exported, signature=signature, notes=(*notes, *_about_axes(signature)))
+    if failure is not None:
+        raise DeployError(
+            f"deploy: torch.export cannot follow this network ({type(failure).__name__}: {first_line(failure)}). What "
+            "branches on values has to be moved out of forward, or be written with torch.where."
+        ) from failure
+
+
+def _export(gm: fx.GraphModule, args: tuple[Any, ...], free: dict[int, Any]) -> ExportedProgram:
+    # torch.export takes a size of one to be one for ever, so the batch has two clips
+    inputs = _two_clips(args) if free else args
+    with torch.no_grad(), quiet_export():
+        return torch.export.export(gm, inputs, dynamic_shapes=_axes(args, free) if free else None)
 
 
 def _axes(args: tuple[Any, ...], free: dict[int, Any]) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from networks import make_clip, randomise_norms, tiny_net
 from torch import fx, nn
 
 import vared2_fx as vr
-from vared2_fx.deploy.program import export
+from vared2_fx.deploy.program import programs
 from vared2_fx.errors import DeployError
 from vared2_fx.passes.check import largest_difference
 from vared2_fx.passes.deploy.memory_format import channels_last
@@ -53,7 +53,7 @@ def test_no_map_of_a_network_loses_its_layout(name):
     model, clip = network(name)
     gm = prepare(model, clip, "torch")
     with torch.no_grad():
-        run = Layouts(onednn_convs(export(gm, (clip,), model(clip)).exported.module(check_guards=False)))
+        run = Layouts(onednn_convs(next(programs(gm, (clip,), model(clip))).exported.module(check_guards=False)))
         expected, output = model(clip), run.run(clip)
     assert run.lost == []
     assert run.maps > 20
