@@ -200,11 +200,13 @@ class FinetuneConfig:
     temperature: tuple[float, float] = (1.0, 0.2)
     """Of `softmax` and `gumbel` gates, at the first and at the last step; exponential between. See `Gate`."""
 
-    gate_confidence: float = 0.95
-    """With `variants_first`: least probability of the label, 0 … 1, with which a choice serves a clip."""
+    own_share: float = 0.0
+    """With `variants_first`: share of the epochs, the last ones, that train the weights under the decisions of fitted
+    gates, which are fitted again after each."""
 
-    gate_caution: float = 6.0
-    """With `variants_first`: weight of clips that need the full choice; above 1, gates rather spend too much."""
+    gate_loss_weight: float = 3.0
+    """With `variants_first`: what a loss of 1 counts for the gates beside the share of the multiply-adds; the larger,
+    the less they risk. See `fit_gates`."""
 
     freeze_norms: bool = True
     """Let the network's batch norms keep the statistics that they were trained with. Those of a batch would depend
@@ -247,11 +249,10 @@ class FinetuneConfig:
             raise ConvertError(f"FinetuneConfig: label_smoothing={self.label_smoothing}, expected 0 up to below 1.")
         if not 0 <= self.efficiency_warmup <= 1:
             raise ConvertError(f"FinetuneConfig: efficiency_warmup={self.efficiency_warmup}, expected 0 … 1.")
-        if not 0 < self.gate_confidence <= 1 or self.gate_caution <= 0:
-            raise ConvertError(
-                f"FinetuneConfig: gate_confidence={self.gate_confidence}, gate_caution={self.gate_caution}; expected a "
-                "probability, and a weight above 0."
-            )
+        if not 0 <= self.own_share < 1:
+            raise ConvertError(f"FinetuneConfig: own_share={self.own_share}, expected 0 up to below 1.")
+        if not 0 < self.gate_loss_weight < math.inf:
+            raise ConvertError(f"FinetuneConfig: gate_loss_weight={self.gate_loss_weight}, expected a weight above 0.")
         if min(self.temperature) <= 0:
             raise ConvertError(f"FinetuneConfig: temperature={self.temperature}, expected values above 0.")
         if self.resume and self.out is None:

@@ -33,7 +33,7 @@ CONVERT = ConvertConfig(channel_shares=(1.0, 0.75), exclude=("stem.*", "stage*.s
 """Not the stem, whose gate would see nothing but pixels, nor the shortcuts, which are too small to be worth a gate's
 time."""
 FINETUNE = FinetuneConfig(
-    schedule="variants_first", epochs=5, lr=3e-4, gate_lr=3e-4, gate_confidence=0.99, gate_caution=3.0
+    schedule="variants_first", epochs=5, lr=3e-4, gate_lr=3e-4
 )
 
 _MARK = ".vared2_demo"

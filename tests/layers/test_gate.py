@@ -104,7 +104,7 @@ def test_cost_is_counted(shape):
     )
     cells = 3 * t * rows * columns
     looked_at = cells * patch_h * patch_w
-    assert gate.macs(shape) == counter.get_total_flops() // 2 + looked_at + 2 * cells + gate.hidden.in_features
+    assert gate.macs(shape) == counter.get_total_flops() // 2 + looked_at + 4 * cells + gate.hidden.in_features
     assert looked_at < 3 * t * 32 * 32
 
 
@@ -259,3 +259,15 @@ def test_copies_and_pickles_decide_the_same():
     for other in (copy.deepcopy(gate), pickle.loads(pickle.dumps(gate))):
         assert torch.equal(other(CLIPS["noise"]), gate(CLIPS["noise"]))
         assert other.grid == gate.grid
+
+
+def test_a_small_thing_that_moves_is_seen():
+    """In one cell of 64: the mean over the cells hardly tells it from none, the largest does."""
+    gate = make_gate()
+    still = make_clip(1, 3, 1, 64, 64).expand(-1, -1, 8, -1, -1).clone()
+    moving = still.clone()
+    moving[:, :, 1::2, 40:48, 40:48] += 1.0
+    views = (gate.look(moving) - gate.look(still)).reshape(5, -1)  # mean, then mean and largest change for each lag
+    assert views[0].abs().max() < 0.05
+    assert views[2].min() > views[1].max() + 2.0
+    assert views[3].abs().max() == views[4].abs().max() == 0.0, "back where it was two frames before"

@@ -210,6 +210,8 @@ def test_what_is_reachable_is_asked_at_the_size_of_the_clips():
         {"resume": True},
         {"mixed_precision": "fp8"},
         {"label_smoothing": 1.0},
+        {"own_share": 1.0},
+        {"gate_loss_weight": 0.0},
     ],
 )
 def test_impossible_configs_are_refused(changes):

@@ -52,12 +52,40 @@ def test_clips_that_need_less_get_less(loaders):
     assert all(torch.equal(value, after[name]) for name, value in before.items()), "weights are left alone"
 
 
-def test_no_confidence_means_no_saving(loaders):
-    """The control: where no reduced choice is sure enough, gates stay with the full one."""
+def test_the_more_a_loss_counts_the_less_is_saved(loaders):
     dynamic = demo_net()
-    fit = vr.fit_gates(dynamic, loaders["test"], confidence=1.0, rounds=1)
-    assert fit.targets[1, 1.0] == fit.num_clips
-    assert vr.evaluate(dynamic, loaders["test"]).min_macs > fit.num_clips
+    shares = []
+    for loss_weight in (1e-3, 1.0, 1e3):
+        vr.fit_gates(dynamic, loaders["test"], loss_weight=loss_weight, rounds=1)
+        shares.append(vr.evaluate(dynamic, loaders["test"]).share)
+    with vr.policy(dynamic, {"*": (4, 1.0)}):
+        cheapest = vr.evaluate(dynamic, loaders["test"]).share
+    assert shares[0] < cheapest + 0.02
+    assert shares[0] < shares[1] < shares[2]
+    assert shares[2] > 0.9
+
+
+def test_clips_seen_again_are_not_tried_again():
+    """Further rounds cost one pass over clips that stayed as they were, and the ladder again over others."""
+    dynamic, calls = vr.convert(tiny_net()), []
+    dynamic.register_forward_hook(lambda *args: calls.append(1))
+    same = [(make_clip(4, 3, 8, 16, 16), torch.arange(4))]
+    vr.fit_gates(dynamic, same, rounds=3)
+    ladder = 6
+    assert len(calls) == ladder + 2
+    del calls[:]
+    vr.fit_gates(dynamic, Shifting(), rounds=3)
+    assert len(calls) == 3 * ladder + 2
+
+
+class Shifting:
+    """Augments: other clips at each pass."""
+
+    seed = 0
+
+    def __iter__(self):
+        self.seed += 1
+        yield make_clip(4, 3, 8, 16, 16, seed=self.seed), torch.arange(4)
 
 
 def tiny_loader(num: int = 6) -> DataLoader:
@@ -68,7 +96,7 @@ def tiny_loader(num: int = 6) -> DataLoader:
 @pytest.mark.parametrize("gate", ["softmax", "gumbel"])
 def test_mode_and_hooks_are_restored(gate, training):
     dynamic = vr.convert(tiny_net(), config=vr.ConvertConfig(gate=gate)).train(training)
-    vr.fit_gates(dynamic, tiny_loader(), confidence=0.1)
+    vr.fit_gates(dynamic, tiny_loader())
     assert {module.training for module in dynamic.modules()} == {training}
     for region in regions(dynamic).values():
         assert not region.gate._forward_pre_hooks
@@ -76,13 +104,34 @@ def test_mode_and_hooks_are_restored(gate, training):
 
 
 def test_channels_are_learned_too():
-    """Of random weights nothing is sure; with a confidence of next to nothing everything is, at the cheapest choice."""
+    """Where the loss counts next to nothing, the cheapest choice is the best."""
     dynamic = vr.convert(tiny_net())
-    fit = vr.fit_gates(dynamic, tiny_loader(), confidence=1e-9)
+    fit = vr.fit_gates(dynamic, tiny_loader(), loss_weight=1e-9)
     assert fit.targets[4, 0.5] == fit.num_clips == 6
     evaluation = vr.evaluate(dynamic, tiny_loader())
     with vr.policy(dynamic, {"*": (4, 0.5)}):
         assert vr.evaluate(dynamic, tiny_loader()).mean_macs == evaluation.mean_macs
+
+
+def test_the_last_epochs_are_the_gates_own(monkeypatch):
+    """Gates are fitted before and after; between, weights train under their decisions, which do not change."""
+    dynamic = vr.convert(tiny_net())
+    module, fits, seen = sys.modules["vared2_fx.train.finetune"], [], []
+
+    def counted(dynamic: torch.fx.GraphModule, loader: object, **settings: object) -> object:
+        fits.append(len(seen))
+        return vr.fit_gates(dynamic, loader, **settings)
+
+    monkeypatch.setattr(module, "fit_gates", counted)
+    gate = next(iter(regions(dynamic).values())).gate
+    gate.register_forward_hook(lambda gate, args, out: seen.append(gate.training) if torch.is_grad_enabled() else None)
+    config = vr.FinetuneConfig(
+        schedule="variants_first", epochs=3, own_share=0.34, lr=1e-2, gate_loss_weight=1e-3, progress=False
+    )
+    result = vr.finetune(dynamic, tiny_loader(), tiny_loader(), config)
+    assert fits == [2 * 2 * 2, 2 * 2 * 2 + 2], "two updates for each of two batches; then one"
+    assert seen == [True] * 8 + [False] * 2
+    assert result.history[3].train_share == pytest.approx(result.history[2].share, abs=1e-6), "the cheapest for all"
 
 
 def test_the_schedule_ends_with_fitted_gates():
@@ -101,9 +150,13 @@ def test_clear_errors():
     with pytest.raises(TrainError, match="convert with gate='softmax'"):
         vr.fit_gates(soft, tiny_loader())
     dynamic = vr.convert(tiny_net())
-    for wrong in ({"confidence": 0.0}, {"caution": -1.0}, {"rounds": 0}):
-        with pytest.raises(TrainError, match="expected a probability"):
+    for wrong in ({"loss_weight": 0.0}, {"loss_weight": float("nan")}, {"rounds": 0}):
+        with pytest.raises(TrainError, match="expected a weight above 0"):
             vr.fit_gates(dynamic, tiny_loader(), **wrong)
+    with pytest.raises(DataError, match="label 7, but the network knows 5 classes"):
+        vr.fit_gates(dynamic, [(make_clip(1, 3, 8, 16, 16), torch.tensor([7]))])
+    with pytest.raises(TrainError, match=r"not finite with .*1.* in all regions"):
+        vr.fit_gates(dynamic, [(make_clip(1, 3, 8, 16, 16) * float("nan"), torch.tensor([0]))])
     with pytest.raises(DataError, match="no clips"):
         vr.fit_gates(dynamic, [])
     for unused in ({"target_macs": 0.5}, {"label_smoothing": 0.1}):

@@ -109,12 +109,12 @@ def finetune(
     temperature: Annotated[
         tuple[float, float], _option("Of Gumbel gates, at the first and at the last step.")
     ] = _DEFAULT.temperature,
-    gate_confidence: Annotated[
-        float, _option("With variants_first: least probability of the label with which a choice serves a clip.")
-    ] = _DEFAULT.gate_confidence,
-    gate_caution: Annotated[
-        float, _option("With variants_first: weight of clips that need everything; above 1, gates rather spend more.")
-    ] = _DEFAULT.gate_caution,
+    own_share: Annotated[
+        float, _option("With variants_first: share of the epochs, the last, under the fitted gates' own decisions.")
+    ] = _DEFAULT.own_share,
+    gate_loss_weight: Annotated[
+        float, _option("With variants_first: what loss counts for gates beside multiply-adds; larger: less risk.")
+    ] = _DEFAULT.gate_loss_weight,
     freeze_norms: Annotated[
         bool, _option("Let batch norms keep the statistics that they came with.")
     ] = _DEFAULT.freeze_norms,
@@ -168,8 +168,8 @@ def finetune(
         efficiency_warmup=efficiency_warmup,
         target_macs=target_macs,
         temperature=temperature,
-        gate_confidence=gate_confidence,
-        gate_caution=gate_caution,
+        own_share=own_share,
+        gate_loss_weight=gate_loss_weight,
         freeze_norms=freeze_norms,
         clip_grad=clip_grad,
         mixed_precision=mixed_precision.value,

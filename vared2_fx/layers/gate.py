@@ -22,7 +22,7 @@ _PATCH = 2
 """Side of the patch averaged in each cell: noise differs from frame to frame as motion does, but averages out."""
 
 _LAGS = (1, 2)
-_VIEWS = 1 + len(_LAGS)
+_VIEWS = 1 + 2 * len(_LAGS)
 _SMALL_CHANGE = 1e-2
 """Added to a change before its logarithm is taken: activations are around 1, and smaller changes are none."""
 _FAR = 5.0
@@ -63,10 +63,10 @@ class Gate(nn.Module):
       before the noise is added, not after: as it falls the draws themselves become the decisions of evaluation.
 
     G (ours) looks at a patch of 2×2 positions in each of about 8×8 cells of a map, and gives per channel their mean
-    in each of `num_bins` bins of time, and the logarithm of the mean absolute change over one frame and over two:
-    motion is what the policy over frames has to see, and noise, unlike motion, is no larger over two frames than over
-    one. Each of these values is standardised over the data before W1, or the changes would hardly count beside the
-    means.
+    in each of `num_bins` bins of time, and the logarithm of the absolute change over one frame and over two, in the
+    mean over the cells and in the cell where it is largest. Motion is what the policy over frames has to see: noise,
+    unlike motion, is no larger over two frames than over one, and a small thing that moves is lost in a mean. Each of
+    these values is standardised over the data before W1, or the changes would hardly count beside the means.
 
     β and W2 start such that only the full choice is taken, whatever the input.
     """
@@ -145,7 +145,7 @@ class Gate(nn.Module):
         t, h, w = in_size
         (rows, patch_h), (columns, patch_w) = _patches(h), _patches(w)
         cells = t * len(rows) * len(columns) * (self.hidden.in_features // (_VIEWS * self.num_bins))
-        look = cells * (patch_h * patch_w + len(_LAGS))
+        look = cells * (patch_h * patch_w + 2 * len(_LAGS))
         return look + self.hidden.in_features + self.hidden.weight.numel() + self.out.weight.numel()
 
     def _fixed_entries(self, x: Tensor) -> Tensor | None:
@@ -166,9 +166,9 @@ class Gate(nn.Module):
         return z
 
     def look(self, x: Tensor) -> Tensor:
-        """G: (N, C, T, H, W) → (N, F), F = 3 · bins · C."""
+        """G: (N, C, T, H, W) → (N, F), F = 5 · bins · C."""
         cells = _average_patches(x)
-        views = [cells.mean((3, 4)), *(_log_change(cells, lag) for lag in _LAGS)]
+        views = [cells.mean((3, 4)), *(view for lag in _LAGS for view in _log_changes(cells, lag))]
         pooled = [F.adaptive_avg_pool1d(values, self.num_bins) for values in views]
         return torch.cat(pooled, dim=2).flatten(1).to(self.hidden.weight.dtype)
 
@@ -200,13 +200,14 @@ def _soft_modulation(z: Tensor, normalize: bool) -> Tensor:
     return weights / weights.sum(1, keepdim=True) if normalize else weights
 
 
-def _log_change(cells: Tensor, lag: int) -> Tensor:
-    """log(|change| + small) over `lag` frames of (N, C, T, h, w), averaged over positions: (N, C, T − lag, or 1)."""
+def _log_changes(cells: Tensor, lag: int) -> Iterator[Tensor]:
+    """log(|change| + small) over `lag` frames of (N, C, T, h, w), in the mean and at most: (N, C, T − lag, or 1)."""
     if cells.shape[2] <= lag:
-        change = torch.zeros_like(cells[:, :, :1, 0, 0])
+        change = torch.zeros_like(cells[:, :, :1])
     else:
-        change = (cells[:, :, lag:] - cells[:, :, :-lag]).abs().mean((3, 4))
-    return (change + _SMALL_CHANGE).log()
+        change = (cells[:, :, lag:] - cells[:, :, :-lag]).abs()
+    for summary in (change.mean((3, 4)), change.amax((3, 4))):
+        yield (summary + _SMALL_CHANGE).log()
 
 
 def _average_patches(x: Tensor) -> Tensor:

@@ -114,6 +114,9 @@ class _Run:
         norms = (module for module in dynamic.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
         self.norms = [norm for norm in norms if norm not in of_gates]
         self.choices = trained_choices(dynamic)
+        variants_first = config.schedule == "variants_first"
+        own_epochs = min(config.epochs - 1, round(config.own_share * config.epochs))
+        self.first_fit = config.epochs - own_epochs if variants_first else config.epochs + 1
         self.folder = RunFolder(config, self.accelerator)
         self.dense: dict[tuple[int, ...], int] = {}
         self.history: list[EpochLog] = []
@@ -130,7 +133,7 @@ class _Run:
             for epoch in range(len(self.history), self.config.epochs + 1):
                 start = time.perf_counter()
                 meter = self._train_epoch(epoch, bar)
-                if self.config.schedule == "variants_first" and epoch == self.config.epochs:
+                if epoch >= self.first_fit:
                     self._fit_gates()
                 self._finish_epoch(epoch, meter, time.perf_counter() - start)
         self.dynamic.load_state_dict(self.best_weights)
@@ -148,14 +151,17 @@ class _Run:
 
     def _fit_gates(self) -> None:
         self._recalibrate()
-        confidence, caution = self.config.gate_confidence, self.config.gate_caution
-        log.info("gates: %s", fit_gates(self.dynamic, self.val_loader, confidence=confidence, caution=caution))
+        fit = fit_gates(self.dynamic, self.val_loader, loss_weight=self.config.gate_loss_weight)
+        log.info("gates: %s", fit)
 
     def _train_epoch(self, epoch: int, bar: TrainingBar) -> EpochMeter:
         meter = EpochMeter()
         per_epoch = self.num_steps // self.config.epochs
         set_epoch(self.train_loader, epoch - 1)
         self.observed.train()
+        if epoch > self.first_fit:  # fitted gates decide as they will, without draws
+            for gate in self.gates:
+                gate.eval()
         if self.config.freeze_norms:
             for norm in self.norms:
                 norm.eval()
@@ -188,7 +194,9 @@ class _Run:
                 loss = self._loss(video, labels, output, decisions, step, meter)
             yield loss
             return
-        for choices in drawn_policies(self.gates, self.choices):
+        fitted = step >= self.first_fit * (self.num_steps // self.config.epochs)
+        policies: Iterable[Any] = ({},) if fitted else drawn_policies(self.gates, self.choices)
+        for choices in policies:
             with fixed_decisions(choices), self.accelerator.autocast():
                 output, decisions = self.observed(*self.pack(video))
             check_scores(labels, output)

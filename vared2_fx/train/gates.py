@@ -3,6 +3,8 @@
 N clips, F features of a gate; J frame strides, I channel shares.
 """
 
+import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,15 +19,18 @@ from vared2_fx.batches import Batch, read_labelled
 from vared2_fx.errors import DataError, TrainError
 from vared2_fx.layers import Choice, Gate
 from vared2_fx.modes import evaluating
-from vared2_fx.packing import Pack, packer
+from vared2_fx.packing import packer
 from vared2_fx.passes.rewrite import regions, with_decisions
 from vared2_fx.policy.fix import policy
-from vared2_fx.policy.statistics import clip_macs
+from vared2_fx.policy.statistics import clip_macs, dense_macs
+from vared2_fx.train.evaluate import check_scores
 from vared2_fx.train.variants import uniform_choices
 
-_STEPS, _LR, _WEIGHT_DECAY = 200, 1e-2, 3.0
+_STEPS, _LR, _WEIGHT_DECAY = 400, 1e-2, 3.0
 _NOISE = 0.7
 """Added to the standardised features, in standard deviations: some hundred clips are soon known by heart."""
+_LOST = 3.0
+"""Cross-entropy from which on an answer is simply wrong: one hopeless clip shall not outweigh all others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +38,7 @@ class GateFit:
     """What `fit_gates` aimed at."""
 
     targets: dict[Choice, int]
-    """Clips for which each choice was the cheapest that is right, dearest first; the full one also where none is."""
+    """Clips for which each choice was the best by itself, dearest first."""
 
     @property
     def num_clips(self) -> int:
@@ -42,101 +47,117 @@ class GateFit:
 
 
 def fit_gates(
-    dynamic: fx.GraphModule, loader: Iterable[Any], *, confidence: float = 0.95, caution: float = 6.0, rounds: int = 2
+    dynamic: fx.GraphModule, loader: Iterable[Any], *, loss_weight: float = 3.0, rounds: int = 2
 ) -> GateFit:
-    """Teach each gate, by regression, the cheapest choice that still gives a clip its answer.
+    """Teach each gate to decide so that multiply-adds and loss together come out least.
 
-    In each round (a loader may shuffle and augment) every clip runs with each choice, taken in all regions alike. The
-    cheapest one that gives the label at least the probability `confidence` is what all gates should decide for it. The
-    first round shows the gates what they see under full, middle and cheapest choices; each further round also what they
-    see under their own decisions.
+    Every clip runs with each choice, taken in all regions alike, which gives a price for each: the share of the
+    network's multiply-adds, plus `loss_weight` times the cross-entropy. Each gate then learns, from what it sees, the
+    decision of least expected price. So how much an error costs counts, not only that it is one: a frame stride too
+    coarse by one step is often harmless, one too coarse by two hardly ever.
+
+    The first round shows the gates what they see under full, middle and cheapest choices; each further round also what
+    they see under their own decisions.
 
     Take clips that the weights were not trained on: of those they know by heart, any choice is right.
 
     Args:
         dynamic: a converted network; its gates are trained in place, everything else stays. Its mode is restored.
-        loader: batches as dicts with "video" and "label", or pairs (clips, labels).
-        confidence: least probability of the label, 0 … 1.
-        caution: weight of clips that need the full choice, beside 1 for those that the cheapest serves, between them
-            in steps; above 1, gates rather spend too much.
+        loader: batches as dicts with "video" and "label", or pairs (clips, labels). It may shuffle and augment.
+        loss_weight: price of a cross-entropy of 1, as a share of the original's multiply-adds; the larger, the less
+            is risked, and saved. 1 … 10 is usual.
         rounds: passes over the loader.
 
     Returns:
-        How many clips need which choice.
+        For how many clips each choice was the best.
 
     Raises:
         TrainError: gates of kind `soft_modulation`, which do not take one choice; or a number out of range.
-        DataError: the loader is empty, or a batch has no labels.
+        DataError: the loader is empty, or a batch has no labels that fit the network.
     """
     gates = {path: region.gate for path, region in regions(dynamic).items()}
     if any(gate.kind == "soft_modulation" for gate in gates.values()):
         raise TrainError("fit_gates: gates of kind soft_modulation weigh several choices; convert with gate='softmax'.")
-    if not 0 < confidence <= 1 or caution <= 0 or rounds < 1:
+    if not 0 < loss_weight < math.inf or rounds < 1:
         raise TrainError(
-            f"fit_gates: confidence={confidence}, caution={caution}, rounds={rounds}; expected a probability, "
-            "a weight above 0, and at least one round."
+            f"fit_gates: loss_weight={loss_weight}, rounds={rounds}; expected a weight above 0, and at least one round."
         )
-    pack = packer(dynamic)
-    like = next(dynamic.parameters())
-    pools: dict[str, list[Tensor]] = {path: [] for path in gates}
-    aims: list[Tensor] = []  # of everything in the pools
-    ladder: list[Choice] = []
+    look = _Look(dynamic, gates, loss_weight)
     for number in range(rounds):
-        targets: Counter[Choice] = Counter()
-        with evaluating(dynamic):
+        look.over(loader, own=number > 0)
+        for path, gate in gates.items():
+            _regress(gate, torch.cat(look.features[path]), torch.cat(look.prices), look.ladder, first=number == 0)
+    best = Counter(look.ladder[place] for prices in look.known.values() for place in [int(prices.argmin())])
+    return GateFit(targets={choice: best[choice] for choice in look.ladder})
+
+
+class _Look:
+    """What the gates see, and what each choice would cost the clip that they see it of."""
+
+    def __init__(self, dynamic: fx.GraphModule, gates: dict[str, Gate], loss_weight: float) -> None:
+        self.dynamic, self.gates, self.loss_weight = dynamic, gates, loss_weight
+        self.pack, self.like = packer(dynamic), next(dynamic.parameters())
+        self.ladder: list[Choice] = []
+        self.shares = torch.empty(0)
+        self.features: dict[str, list[Tensor]] = {path: [] for path in gates}
+        self.prices: list[Tensor] = []  # (N, choices) of everything in `features`
+        self.known: dict[bytes, Tensor] = {}  # (choices,) of every clip seen, by its values
+
+    def over(self, loader: Iterable[Any], *, own: bool) -> None:
+        """Look at every clip, under its own decisions or under three of the ladder.
+
+        Raises:
+            DataError: the loader is empty, or a batch has no labels.
+        """
+        with evaluating(self.dynamic):
             for raw in loader:
                 batch, labels = read_labelled(raw)
                 if not len(labels):
                     continue
-                batch, labels = batch.to(like), labels.to(like.device)
-                ladder = ladder or _ladder(dynamic, pack(batch.video[:1]))
-                aim, seen = _look(dynamic, gates, pack, batch, labels, ladder, confidence, own=number > 0)
-                targets.update(ladder[place] for place in aim.tolist())
-                aims += [aim] * len(next(iter(seen.values())))
-                for path, features in seen.items():
-                    pools[path] += features
-        if not aims:
+                batch, labels = batch.to(self.like), labels.to(self.like.device)
+                self.ladder = self.ladder or self._measure_ladder(batch)
+                prices = self._prices(batch, labels, watch=not own)
+                if own:
+                    with _watched(self.gates, self.features):
+                        self.dynamic(*self.pack(batch.video))
+                    self.prices.append(prices)
+        if not self.prices:
             raise DataError("fit_gates: the loader gave no clips.")
-        for path, gate in gates.items():
-            _regress(gate, torch.cat(pools[path]), torch.cat(aims), ladder, caution, first=number == 0)
-    return GateFit(targets={choice: targets[choice] for choice in ladder})
+
+    def _measure_ladder(self, batch: Batch) -> list[Choice]:
+        """The choices, dearest first, by what they cost a clip of this batch."""
+        observed, clip = with_decisions(self.dynamic), self.pack(batch.video[:1])
+        dense = dense_macs(self.dynamic, clip)
+        costs = {}
+        for choice in uniform_choices(self.dynamic):
+            with policy(self.dynamic, {"*": choice}):
+                costs[choice] = int(clip_macs(observed(*clip)[1], dense)[0]) / dense
+        ladder = sorted(costs, key=lambda choice: costs[choice], reverse=True)
+        self.shares = torch.tensor([costs[choice] for choice in ladder], device=self.like.device)
+        return ladder
+
+    def _prices(self, batch: Batch, labels: Tensor, *, watch: bool) -> Tensor:
+        """(N, choices); of clips that were seen before as they were, as weights are left alone."""
+        keys = [_key(clip) for clip in batch.video]
+        if not watch and all(key in self.known for key in keys):
+            return torch.stack([self.known[key] for key in keys])
+        losses = []
+        for place, choice in enumerate(self.ladder):
+            shown = watch and place in {0, len(self.ladder) // 2, len(self.ladder) - 1}
+            with policy(self.dynamic, {"*": choice}), _watched(self.gates, self.features if shown else {}):
+                output = self.dynamic(*self.pack(batch.video)).float()
+            check_scores(labels, output)
+            if not output.isfinite().all():
+                raise TrainError(f"fit_gates: the network's scores are not finite with {choice} in all regions.")
+            losses.append(F.cross_entropy(output, labels, reduction="none").clamp_max(_LOST))
+        prices = self.shares + self.loss_weight * torch.stack(losses, 1)
+        self.known.update(zip(keys, prices, strict=True))
+        self.prices += [prices] * (len(next(iter(self.features.values()))) - len(self.prices))
+        return prices
 
 
-def _ladder(dynamic: fx.GraphModule, clip: tuple[Any, ...]) -> list[Choice]:
-    """The choices, dearest first, by what they cost this clip."""
-    observed = with_decisions(dynamic)
-
-    def cost(choice: Choice) -> int:
-        with policy(dynamic, {"*": choice}):
-            return int(clip_macs(observed(*clip)[1], 0)[0])
-
-    return sorted(uniform_choices(dynamic), key=cost, reverse=True)
-
-
-def _look(
-    dynamic: fx.GraphModule,
-    gates: dict[str, Gate],
-    pack: Pack,
-    batch: Batch,
-    labels: Tensor,
-    ladder: list[Choice],
-    confidence: float,
-    *,
-    own: bool,
-) -> tuple[Tensor, dict[str, list[Tensor]]]:
-    """Per clip the place in `ladder` to aim at, and what each gate sees: its own way, or with three of the ladder."""
-    aim = torch.zeros(len(labels), dtype=torch.long, device=labels.device)
-    seen: dict[str, list[Tensor]] = {path: [] for path in gates}
-    shown = set() if own else {0, len(ladder) // 2, len(ladder) - 1}
-    for place, choice in enumerate(ladder):
-        with policy(dynamic, {"*": choice}), _watched(gates, seen if place in shown else {}):
-            output = dynamic(*pack(batch.video))
-        right = output.float().softmax(1).gather(1, labels[:, None])[:, 0] >= confidence
-        aim = torch.where(right, place, aim)
-    if own:
-        with _watched(gates, seen):
-            dynamic(*pack(batch.video))
-    return aim, seen
+def _key(clip: Tensor) -> bytes:
+    return hashlib.blake2b(clip.contiguous().cpu().view(torch.uint8).numpy(), digest_size=16).digest()
 
 
 @contextmanager
@@ -153,12 +174,16 @@ def _watched(gates: dict[str, Gate], seen: dict[str, list[Tensor]]) -> Iterator[
             hook.remove()
 
 
-def _regress(gate: Gate, features: Tensor, aims: Tensor, ladder: list[Choice], caution: float, *, first: bool) -> None:
-    """Full-batch AdamW on the gate's two layers; its norms keep the statistics of the first round."""
+def _regress(gate: Gate, features: Tensor, prices: Tensor, ladder: list[Choice], *, first: bool) -> None:
+    """Full-batch AdamW on the gate's two layers; its norms keep the statistics of the first round.
+
+    Features (N, F), prices (N, choices).
+    """
     grid = gate.grid
-    places = [grid.index(grid.nearest(choice)) for choice in ladder]
-    strides, shares = torch.tensor(places, device=aims.device)[aims].unbind(1)
-    weights = caution ** (1 - aims / max(1, len(ladder) - 1))
+    table = prices.new_full((len(prices), len(grid.frame_strides), len(grid.channel_shares)), math.inf)
+    for place, choice in enumerate(ladder):  # of choices that are one for this region the others may take the best
+        i, j = grid.index(grid.nearest(choice))
+        table[:, i, j] = table[:, i, j].minimum(prices[:, place])
     training = gate.training
     gate.eval()
     with torch.no_grad():
@@ -168,16 +193,19 @@ def _regress(gate: Gate, features: Tensor, aims: Tensor, ladder: list[Choice], c
             assert var is not None
             mean.copy_(features.mean(0))
             var.copy_(features.var(0, unbiased=False) + 1e-4)  # a feature that is constant here need not be elsewhere
+            gate.out.bias.zero_()  # no choice is ahead of the others, as the full one was
         seen = gate.standardised(features.to(gate.out.weight.dtype)).float()
     parameters = [p for part in (gate.hidden, gate.norm, gate.out) for p in part.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=_LR, weight_decay=_WEIGHT_DECAY)
-    num_strides = len(grid.frame_strides)
-    for _ in range(_STEPS):
+    best = table.flatten(1).argmin(1)
+    for step in range(_STEPS):
         z = gate.logits((seen + _NOISE * torch.randn_like(seen)).to(gate.out.weight.dtype)).float()
-        losses = F.cross_entropy(z[:, :num_strides], strides, reduction="none")
-        losses = losses + F.cross_entropy(z[:, num_strides:], shares, reduction="none")
+        strides, shares = z.split(list(table.shape[1:]), 1)
+        price = torch.einsum("nij,ni,nj->n", table, strides.softmax(1), shares.softmax(1)).mean()
+        # The price alone stays with the first choice that is better than the full one: a softmax soon knows no other.
+        wrong = F.cross_entropy(strides, best // table.shape[2]) + F.cross_entropy(shares, best % table.shape[2])
         optimizer.zero_grad()
-        (weights * losses).mean().backward()  # type: ignore[no-untyped-call]
+        wrong.lerp(price, step / _STEPS).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     optimizer.zero_grad()
     gate.train(training)
