@@ -8,7 +8,7 @@ from vared2_fx.deploy import BenchResult, Deployed, bench, deploy, load_deployed
 from vared2_fx.layers import Choice, Decision
 from vared2_fx.passes.rewrite import with_decisions
 from vared2_fx.policy.fix import full, policy, specialize, unload
-from vared2_fx.report import CompressionReport, report
+from vared2_fx.report import CompressionReport, merge, report
 from vared2_fx.train import (
     Evaluation,
     FinetuneResult,
@@ -42,6 +42,7 @@ __all__ = [
     "load",
     "load_deployed",
     "load_weights",
+    "merge",
     "policy",
     "recalibrate_norms",
     "report",

@@ -69,7 +69,8 @@ def test_a_layer_by_hand(dynamic, clips):
     area, frames = 8 * 8, 8  # 8 channels of 8 × 8 × 8 become 13, of which ⌈13 / 2⌉ = 7 are computed
     convolution = 8 * 7 * (frames // 2) * area
     cheap = (13 - 7) * (frames // 2) * area + 13 * frames * area
-    gate = 3 * 8 * frames * area + 96 + 96 * 16 + 16 * 5  # 96 features: 3 of 4 bins of 8 channels
+    features = 5 * 4 * 8  # views, bins, channels; all of an 8 × 8 map is looked at, in patches of one
+    gate = 8 * frames * area * (1 + 2 * 2) + features + features * 16 + 16 * 5
     assert row.dense_macs.mean == 8 * 13 * frames * area
     assert (row.cheap_macs.mean, row.gate_macs.mean) == (cheap, gate)
     assert row.computed_macs.mean == convolution + cheap + gate

@@ -10,7 +10,7 @@ import torch
 
 from vared2_fx import CompressionReport, report
 from vared2_fx.errors import ReportError
-from vared2_fx.report.numbers import Failure
+from vared2_fx.report.document import Failure
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_json_there_and_back(made):
     assert CompressionReport.from_json(text) == made
     assert CompressionReport.from_json(made.to_json(indent=None)) == made
     document = json.loads(text)
-    assert (document["schema"], document["version"]) == ("vared2_fx.report", 1)
+    assert (document["schema"], document["version"]) == ("vared2_fx.report", 2)
     assert document["totals"]["computed_macs"]["total"] == made.totals.computed_macs.total
     assert isinstance(document["layers"][0]["dense_macs"]["min"], int)
     assert document["environment"]["torch"] == torch.__version__
@@ -39,7 +39,7 @@ def test_json_without_times_and_labels(dynamic, clips):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(version=2), "version 2, this release reads 1"),
+        (lambda d: d.update(version=1), "version 1, this release reads 2"),
         (lambda d: d.pop("version"), "version None"),
         (lambda d: d.update(schema="other"), "this JSON is no report"),
         (lambda d: d.pop("totals"), "report should have the fields .*different: totals"),

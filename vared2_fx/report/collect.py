@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,33 +21,14 @@ from vared2_fx.packing import packer
 from vared2_fx.passes.leaves import called_path
 from vared2_fx.passes.rewrite import regions, with_decisions
 from vared2_fx.policy.statistics import computed_choices, computed_macs
-from vared2_fx.report.numbers import ClipReport, PerClip
+from vared2_fx.report.document import ClipChoice, ClipReport
+from vared2_fx.report.examples import Extremes
 from vared2_fx.report.profile import Profile, profile
+from vared2_fx.report.samples import Sample
 
 
 @dataclass(slots=True)
-class Count:
-    """Sum, smallest and largest of a number over clips, without keeping them."""
-
-    clips: int = 0
-    total: int = 0
-    min: int = 0
-    max: int = 0
-
-    def add(self, value: int) -> None:
-        """Count one clip."""
-        self.min = min(self.min, value) if self.clips else value
-        self.max = max(self.max, value) if self.clips else value
-        self.clips += 1
-        self.total += value
-
-    def per_clip(self) -> PerClip:
-        """As a report holds it."""
-        return PerClip(total=self.total, mean=self.total / max(1, self.clips), min=self.min, max=self.max)
-
-
-@dataclass(slots=True)
-class _ClipCost:
+class ClipCost:
     """Multiply-adds of one clip."""
 
     dense: int = 0
@@ -54,7 +36,8 @@ class _ClipCost:
     cheap: int = 0
     gate: int = 0
 
-    def add(self, other: "_ClipCost") -> None:
+    def add(self, other: "ClipCost") -> None:
+        """Add those of another operation."""
         self.dense += other.dense
         self.computed += other.computed
         self.cheap += other.cheap
@@ -63,19 +46,19 @@ class _ClipCost:
 
 @dataclass(slots=True)
 class Costs:
-    """Multiply-adds over clips."""
+    """Multiply-adds over clips: how many clips had each value."""
 
-    dense: Count = field(default_factory=Count)
-    computed: Count = field(default_factory=Count)
-    cheap: Count = field(default_factory=Count)
-    gate: Count = field(default_factory=Count)
+    dense: Counter[int] = field(default_factory=Counter)
+    computed: Counter[int] = field(default_factory=Counter)
+    cheap: Counter[int] = field(default_factory=Counter)
+    gate: Counter[int] = field(default_factory=Counter)
 
-    def add(self, clip: _ClipCost) -> None:
+    def add(self, clip: ClipCost) -> None:
         """Count one clip."""
-        self.dense.add(clip.dense)
-        self.computed.add(clip.computed)
-        self.cheap.add(clip.cheap)
-        self.gate.add(clip.gate)
+        self.dense[clip.dense] += 1
+        self.computed[clip.computed] += 1
+        self.cheap[clip.cheap] += 1
+        self.gate[clip.gate] += 1
 
 
 @dataclass(slots=True)
@@ -99,16 +82,19 @@ class Collected:
     clips: list[ClipReport] = field(default_factory=list)
     num_failed: int = 0
     failures: dict[str, str] = field(default_factory=dict)
-    samples: list[tuple[Tensor, float]] = field(default_factory=list)
-    """Clips (1, C, T, H, W) picked at random, each as likely, with their computed share; for timing."""
+    samples: list[Sample] = field(default_factory=list)
+    """Clips picked at random, each as likely, to measure on."""
 
 
 class Collector:
     """Counts batch after batch; of what the gates decided only counts are kept."""
 
-    def __init__(self, dynamic: fx.GraphModule, *, num_samples: int, use_labels: bool = True) -> None:
-        """Count for `dynamic`, and pick `num_samples` clips for timing."""
+    def __init__(
+        self, dynamic: fx.GraphModule, *, num_samples: int, use_labels: bool = True, thumbnails: bool = False
+    ) -> None:
+        """Count for `dynamic`, and pick `num_samples` clips to measure on."""
         self._use_labels = use_labels
+        self.examples = Extremes(pictures=thumbnails)
         self.dynamic, self.observed, self.pack = dynamic, with_decisions(dynamic), packer(dynamic, boxes=True)
         self.grids = {path: region.grid for path, region in regions(dynamic).items()}
         self.like = next(dynamic.parameters())
@@ -135,14 +121,15 @@ class Collector:
         _check_finite(output, len(self.out.clips), batch)
         macs = self._count(decisions, self.out.profiles[shape], len(video))
         self.out.shapes[shape] += len(video)
-        self._sample(video, macs, self.out.profiles[shape])
         predictions = output.argmax(1).tolist() if _is_scores(output, len(video)) else None
         labels: list[int] | None = None
         if batch.labels is not None and self._use_labels:
             labels = batch.labels.tolist()
             if predictions is not None:
                 check_labels(batch.labels, output)
+        self._sample(video, macs, labels, self.out.profiles[shape])
         for i, value in enumerate(macs):
+            self.examples.add(len(self.out.clips), value, video[i], partial(self._choices_of, decisions, i))
             clip = ClipReport(
                 name=batch.names[i] if batch.names else "",
                 label=labels[i] if labels else None,
@@ -154,33 +141,45 @@ class Collector:
     def _count(self, decisions: Mapping[str, Decision], costs: Profile, num_clips: int) -> list[int]:
         """Count every operation; returns the multiply-adds of each clip in the whole network."""
         fetched = _fetch(decisions)
-        of_clips = [_ClipCost() for _ in range(num_clips)]
+        of_clips = [ClipCost() for _ in range(num_clips)]
         for operation in costs.operations:
             counts = self.out.layers.setdefault(operation.path, LayerCounts())
             grid, cheap_macs = self.grids.get(operation.path), costs.cheap_macs.get(operation.path)
             if cheap_macs is not None and operation.path not in fetched:
                 continue  # a region in a branch that this batch did not take
             for n, clip in enumerate(of_clips):
-                cost = _ClipCost(operation.macs, operation.macs)
+                cost = ClipCost(operation.macs, operation.macs)
                 if grid is not None and cheap_macs is not None:
                     spent, index, gate = fetched[operation.path]
                     choice = grid[index[n][0], index[n][1]]
                     counts.choices[choice] += 1
-                    cost = _ClipCost(operation.macs, spent[n], cheap_macs[choice], gate)
+                    cost = ClipCost(operation.macs, spent[n], cheap_macs[choice], gate)
                 counts.cost.add(cost)
                 clip.add(cost)
         for clip in of_clips:
             self.out.cost.add(clip)
         return [clip.computed for clip in of_clips]
 
-    def _sample(self, video: Tensor, macs: Iterable[int], costs: Profile) -> None:
+    def _choices_of(self, decisions: Mapping[str, Decision], clip: int) -> tuple[ClipChoice, ...]:
+        """What every region computed for one clip of the batch."""
+        found: dict[str, Choice] = {}
+        for name, decision in decisions.items():
+            j, i = computed_choices(Decision(decision.weights[clip : clip + 1], *decision[1:]))[0].tolist()
+            found.setdefault(called_path(name), self.grids[called_path(name)][j, i])
+        return tuple(
+            ClipChoice(path=path, frame_stride=choice.frame_stride, channel_share=choice.channel_share)
+            for path, choice in found.items()
+        )
+
+    def _sample(self, video: Tensor, macs: Iterable[int], labels: list[int] | None, costs: Profile) -> None:
         """Keep each clip so far with equal probability (reservoir sampling)."""
         dense, samples = sum(operation.macs for operation in costs.operations), self.out.samples
         for n, value in enumerate(macs):
             seen = len(self.out.clips) + n
             place = seen if seen < self._num_samples else self._random.randrange(seen + 1)
             if place < self._num_samples:
-                samples[place : place + 1] = [(video[n : n + 1].clone(), value / max(1, dense))]
+                label = labels[n] if labels else None
+                samples[place : place + 1] = [Sample(video[n : n + 1].clone(), value / max(1, dense), label)]
 
 
 def _fetch(decisions: Mapping[str, Decision]) -> dict[str, tuple[list[int], list[list[int]], int]]:

@@ -5,7 +5,7 @@ import platform
 import torch
 from torch import nn
 
-from vared2_fx.report.numbers import Environment
+from vared2_fx.report.document import Environment
 
 
 def environment(dynamic: nn.Module) -> Environment:

@@ -1,28 +1,71 @@
-"""What a report holds: plain numbers, in base units; text is made elsewhere.
+"""What a report says of one layer: plain numbers, in base units; text is made elsewhere.
 
 `macs` are multiply-adds: one multiplication with its addition counts 1. FLOPs are twice that.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
-
-CONVENTION = (
-    "macs: multiply-adds per clip, 1 for a multiplication with its addition (FLOPs = 2 x macs). Counted: convolutions, "
-    "matrix products, cheap operations (rebuilding frames and channels), gates. Not counted: the operations in "
-    "`not_counted`."
-)
-"""How everything here is counted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PerClip:
-    """A number that may differ from clip to clip, over all clips of a report."""
+    """A number that may differ from clip to clip, over all clips of a report.
+
+    Percentiles are values that occur: the least that this share of the clips does not exceed.
+    """
 
     total: int
     """Sum over the clips; rows of a report add up in this, to the last digit."""
     mean: float
     min: int
+    p50: int
+    """Median."""
+    p95: int
     max: int
+    values: tuple[int, ...]
+    """Every value that occurred, ascending."""
+    clips: tuple[int, ...]
+    """How many clips had it; so reports of parts of the data can be merged exactly."""
+
+    @classmethod
+    def of(cls, counts: Mapping[int, int]) -> "PerClip":
+        """Sum up how many clips had each value; no clips give zeros."""
+        values = tuple(sorted(value for value, clips in counts.items() if clips))
+        clips = tuple(counts[value] for value in values)
+        total, num_clips = sum(v * n for v, n in zip(values, clips, strict=True)), sum(clips)
+        low, middle, high, top = (_rank(values, clips, share) for share in (0.0, 0.5, 0.95, 1.0))
+        return cls(
+            total=total,
+            mean=total / max(1, num_clips),
+            min=low,
+            p50=middle,
+            p95=high,
+            max=top,
+            values=values,
+            clips=clips,
+        )
+
+    @property
+    def num_clips(self) -> int:
+        """Clips that were counted."""
+        return sum(self.clips)
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """How many clips had each value."""
+        return dict(zip(self.values, self.clips, strict=True))
+
+
+def _rank(values: tuple[int, ...], clips: tuple[int, ...], share: float) -> int:
+    """The least value that at least `share` of the clips do not exceed."""
+    seen, wanted = 0, share * sum(clips)
+    for value, count in zip(values, clips, strict=True):
+        seen += count
+        if seen >= wanted:
+            return value
+    return 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +92,8 @@ class Latency:
     """Fastest repetition."""
     max_ms: float
     """Slowest repetition."""
+    clips: int
+    """Clips that were timed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +104,49 @@ class Timing:
     """The plain convolution, or the original network."""
     dynamic: Latency
     """Gate and region at what the gate decided, or the converted network."""
+
+    @property
+    def ratio(self) -> float:
+        """Dynamic over dense; above 1 is slower."""
+        return self.dynamic.ms / max(1e-9, self.dense.ms)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RebuildError:
+    """How far a layer's output at one choice is from its full one, on sampled clips and the layer's own inputs."""
+
+    frame_stride: int
+    channel_share: float
+    error: float
+    """‖choice - full‖ / ‖full‖, 2-norms, in the mean over the clips; 0 is exact, 1 as bad as zeros."""
+    clips: int
+    """Clips that it was measured on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateEntropy:
+    """How sure a gate is about single clips."""
+
+    bits: float
+    """Entropy of the probabilities that it gives strides and shares, in the mean over the clips; 0 is certain."""
+    clips: int
+    """Clips that it decided about by itself."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sensitivity:
+    """What a layer's cheapest choice costs alone, all others in full, on sampled clips."""
+
+    frame_stride: int
+    channel_share: float
+    drift: float
+    """‖output - full output‖ / ‖full output‖ of the network, in the mean over the clips."""
+    changed_answers: float | None
+    """Share of the clips whose largest output becomes another; None where the network gives no scores."""
+    accuracy_change: float | None
+    """Top-1 on the labelled among them, minus that in full; None without labels."""
+    clips: int
+    """Clips that it was measured on."""
 
 
 Kind = Literal["dynamic", "static", "other"]
@@ -72,6 +160,11 @@ class LayerReport:
     """Module path; for a function the name of its node in the graph."""
     operation: str
     """What it is: kind, channels, kernel."""
+    source_class: str
+    """Class of the module in the original network, or the function's name; of a run of layers those of its
+    convolutions."""
+    members: tuple[str, ...]
+    """Paths of the convolutions that are decided for together; empty where nothing is decided."""
     kind: Kind
     """`dynamic`: decides per clip. `static`: a 3D convolution that does not. `other`: no 3D convolution."""
     reason: str
@@ -92,166 +185,44 @@ class LayerReport:
     """The part of `computed_macs` that decides."""
     choices: tuple[ChoiceCount, ...]
     """Histogram over the choices offered, the full one first; adds up to the number of clips. Empty if static."""
+    gate_entropy: GateEntropy | None
+    """None if static, and where gates give no probabilities (soft modulation) or were fixed."""
     params: int
     """Parameters of the original operation."""
     params_added: int
     """Parameters of its gate and cheap operations."""
+    bytes_added: int
+    """What conversion added to the network in memory for this layer, buffers included."""
     timing: Timing | None
     """None if not measured, and for operations that are not dynamic."""
+    rebuild_errors: tuple[RebuildError, ...]
+    """One for each choice after the full one; empty if not measured, or static."""
+    sensitivity: Sensitivity | None
+    """None if not asked for, or static."""
 
     @property
     def computed_share(self) -> float:
         """Expected multiply-adds as a share of the dense ones."""
         return self.computed_macs.total / max(1, self.dense_macs.total)
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClipReport:
-    """One clip of the data."""
-
-    name: str
-    """Where it came from, as the batch said in "video_name"; empty if it did not."""
-    label: int | None
-    prediction: int | None
-    """Class with the largest output; None where the network gives no scores per class."""
-    macs: int
-    """What evaluation computed for it in the whole network."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class InputShape:
-    """A clip shape that was seen, and how often."""
-
-    shape: tuple[int, ...]
-    """(C, T, H, W)."""
-    clips: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Failure:
-    """A video that gave no clip."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OperationCount:
-    """A kind of operation, and how many of it are in the graph."""
-
-    operation: str
-    calls: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Totals:
-    """The whole network. Multiply-adds are the sums of the rows."""
-
-    dense_macs: PerClip
-    """The original network."""
-    computed_macs: PerClip
-    """The dynamic network, everything included; `min` and `max` are of whole clips."""
-    cheap_macs: PerClip
-    gate_macs: PerClip
-    saved_share: float
-    """1 - computed / dense; negative where the overhead is larger than the saving."""
-    params: int
-    """Parameters of the original network."""
-    params_added: int
-    """Parameters of gates and cheap operations."""
-    num_clips: int
-    num_failed_clips: int
-    """Clips that could not be decoded; they are in no other number."""
-    num_labelled: int
-    """Clips that came with a label."""
-    top1: float | None
-    """Share of the labelled clips whose largest output is their label; None without labels."""
-    timing: Timing | None
-    """The whole network; None if not measured."""
-    num_timed_clips: int
-    """Clips that all times were measured on, one at a time, picked at random from all."""
-    num_timing_repeats: int
-    """Repetitions for each of those clips."""
-    timed_computed_share: float | None
-    """Computed share of the dense multiply-adds for just those clips: what their times could ideally fall to."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Environment:
-    """Where the numbers were taken; times hold only there."""
-
-    vared2_fx: str
-    torch: str
-    python: str
-    processor: str
-    """Processor, or the accelerator that the network was on."""
-    device: str
-    threads: int
-    """Threads that torch computes with on the processor."""
-    dtype: str
-    """Of the network's weights."""
-    layout: str
-    """Of the convolutions: `contiguous` or `channels_last_3d`."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CompressionReport:
-    """What a converted network computes on data, layer by layer. `print` it."""
-
-    network: str
-    """Name in the zoo, else class of the network."""
-    notes: tuple[str, ...]
-    """What else a reader should know, such as that weights are random."""
-    convention: str
-    """What is counted, and how."""
-    not_counted: tuple[OperationCount, ...]
-    """Operations of the graph for which no multiply-adds are counted, most frequent first."""
-    inputs: tuple[InputShape, ...]
-    """Clip shapes seen, most frequent first."""
-    layers: tuple[LayerReport, ...]
-    """Every operation with multiply-adds, in the order in which they run."""
-    totals: Totals
-    clips: tuple[ClipReport, ...]
-    """Every clip, in the order of the data."""
-    failures: tuple[Failure, ...]
-    """Videos that could not be read at least once."""
-    environment: Environment
+    @property
+    def choice_entropy(self) -> float | None:
+        """Entropy of the histogram of choices in bits: 0 when all clips get the same; None if static or never run."""
+        counts = [choice.clips for choice in self.choices if choice.clips]
+        return entropy_bits(counts) if counts else None
 
     @property
-    def dynamic(self) -> tuple[LayerReport, ...]:
-        """The layers that decide."""
-        return tuple(layer for layer in self.layers if layer.kind == "dynamic")
+    def mean_rebuild_error(self) -> float | None:
+        """Rebuild error of what was picked, weighted by the clips that had it; None if not measured."""
+        if not self.rebuild_errors:
+            return None
+        errors = {(e.frame_stride, e.channel_share): e.error for e in self.rebuild_errors}
+        clips = sum(choice.clips for choice in self.choices)
+        picked = ((errors.get((c.frame_stride, c.channel_share), 0.0), c.clips) for c in self.choices)
+        return sum(error * count for error, count in picked) / max(1, clips)
 
-    @property
-    def flops(self) -> float:
-        """Expected floating-point operations of a clip: twice the multiply-adds."""
-        return 2 * self.totals.computed_macs.mean
 
-    def to_json(self, *, indent: int | None = 1) -> str:
-        """The report as JSON, with the name and version of its schema; `from_json` reads it."""
-        from vared2_fx.report.serial import to_json
-
-        return to_json(self, indent=indent)
-
-    @classmethod
-    def from_json(cls, text: str) -> "CompressionReport":
-        """Read what `to_json` wrote.
-
-        Raises:
-            ReportError: not JSON, another schema or version, or a field that is missing or of the wrong kind.
-        """
-        from vared2_fx.report.serial import from_json
-
-        return from_json(text)
-
-    def to_csv(self) -> str:
-        """The layers as CSV: a header, then a row for each; numbers are per clip (mean), in base units."""
-        from vared2_fx.report.serial import to_csv
-
-        return to_csv(self)
-
-    def __str__(self) -> str:
-        """The report as text, at most 100 columns wide."""
-        from vared2_fx.report.text import render
-
-        return render(self)
+def entropy_bits(counts: list[int]) -> float:
+    """Entropy of a histogram, in bits."""
+    total = sum(counts)
+    return max(0.0, -sum(n / total * math.log2(n / total) for n in counts if n))

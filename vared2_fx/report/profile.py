@@ -7,12 +7,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from vared2_fx.layers import Choice, DynamicRegion
 from vared2_fx.passes.leaves import inner_calls
 from vared2_fx.passes.rewrite import full_regions, regions
 from vared2_fx.passes.shapes import Inputs, measure_shapes
+from vared2_fx.report.document import GraphNode
+from vared2_fx.report.graph import flow_graph
 
 _FREE = (
     "Dropout",
@@ -59,6 +61,8 @@ class Profile:
     """The others: how often each kind is called."""
     cheap_macs: dict[str, dict[Choice, int]]
     """For each region that ran, what its choices cost beyond the convolution."""
+    graph: tuple[GraphNode, ...]
+    """How the operations are connected."""
 
 
 def profile(dynamic: fx.GraphModule, clip: Inputs) -> Profile:
@@ -91,12 +95,22 @@ def profile(dynamic: fx.GraphModule, clip: Inputs) -> Profile:
             continue
         _add(operations, path, node, kind, _original(found.get(path, module)), macs=rest)
     cheap = {path: _cheap(region, operations[path].in_shape) for path, region in found.items() if path in operations}
-    return Profile(tuple(operations.values()), not_counted, cheap)
+    return Profile(tuple(operations.values()), not_counted, cheap, flow_graph(gm, operations.keys()))
 
 
 def added_params(region: DynamicRegion) -> int:
     """Parameters that conversion added to an operation: its gate and cheap operations."""
     return _num_params(region) - _num_params(_original(region))
+
+
+def added_bytes(region: DynamicRegion) -> int:
+    """Memory of all that conversion added to an operation, buffers such as the statistics of norms included."""
+    whole, body = (_tensors(module) for module in (region, region.body))
+    return sum(tensor.numel() * tensor.element_size() for key, tensor in whole.items() if key not in body)
+
+
+def _tensors(module: nn.Module) -> dict[int, Tensor]:
+    return {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
 
 
 def _add(

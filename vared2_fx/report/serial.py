@@ -1,17 +1,15 @@
-"""Reports as JSON and CSV, and back from JSON."""
+"""Reports as JSON, and back."""
 
-import csv
-import io
 import json
 import types
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vared2_fx.errors import ReportError
-from vared2_fx.report.numbers import CompressionReport, LayerReport
+from vared2_fx.report.document import CompressionReport
 
 SCHEMA = "vared2_fx.report"
-VERSION = 1
+VERSION = 2
 
 
 def to_json(report: CompressionReport, *, indent: int | None = 1) -> str:
@@ -33,54 +31,11 @@ def from_json(text: str) -> CompressionReport:
         raise ReportError(f'report: this JSON is no report; one has "schema": "{SCHEMA}" at its top.')
     if (version := document.pop("version", None)) != VERSION:
         raise ReportError(
-            f"report: the file has version {version!r}, this release reads {VERSION}; "
-            "read it with the release that wrote it."
+            f"report: the file has version {version!r}, this release reads {VERSION}; make the report again, "
+            "or read it with the release that wrote it."
         )
     built: CompressionReport = _build(CompressionReport, document, "report")
     return built
-
-
-def to_csv(report: CompressionReport) -> str:
-    """A header, then a row per layer; multiply-adds are per clip (mean), `clips_R…_r…` count the choices.
-
-    No row of totals, so that sums over a column are right.
-    """
-    choices = sorted({(c.frame_stride, -c.channel_share) for layer in report.layers for c in layer.choices})
-    columns = {(stride, -share): f"clips_R{stride}_r{-share:g}" for stride, share in choices}
-    rows = [_row(layer, columns) for layer in report.layers]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
-
-
-def _row(layer: LayerReport, columns: dict[tuple[int, float], str]) -> dict[str, Any]:
-    picked = {(c.frame_stride, c.channel_share): c.clips for c in layer.choices}
-    row = {
-        "path": layer.path,
-        "operation": layer.operation,
-        "kind": layer.kind,
-        "reason": layer.reason,
-        "in_shape": "x".join(map(str, layer.in_shape or ())),
-        "out_shape": "x".join(map(str, layer.out_shape or ())),
-        "dense_macs": _number(layer.dense_macs.mean),
-        "computed_macs": _number(layer.computed_macs.mean),
-        "computed_macs_min": layer.computed_macs.min,
-        "computed_macs_max": layer.computed_macs.max,
-        "computed_share": layer.computed_share,
-        "cheap_macs": _number(layer.cheap_macs.mean),
-        "gate_macs": _number(layer.gate_macs.mean),
-        "params": layer.params,
-        "params_added": layer.params_added,
-        "dense_ms": "" if layer.timing is None else layer.timing.dense.ms,
-        "dynamic_ms": "" if layer.timing is None else layer.timing.dynamic.ms,
-    }
-    return row | {name: picked.get(choice, "") for choice, name in columns.items()}
-
-
-def _number(mean: float) -> float | int:
-    return int(mean) if mean.is_integer() else mean
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:

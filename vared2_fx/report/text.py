@@ -3,7 +3,8 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from vared2_fx.report.numbers import CompressionReport, LayerReport, PerClip, Timing
+from vared2_fx.report.document import CompressionReport
+from vared2_fx.report.numbers import LayerReport, PerClip, Timing
 from vared2_fx.tables import by, percent, si, text_table
 
 WIDTH = 100

@@ -46,9 +46,7 @@ class GateFit:
         return sum(self.targets.values())
 
 
-def fit_gates(
-    dynamic: fx.GraphModule, loader: Iterable[Any], *, loss_weight: float = 3.0, rounds: int = 2
-) -> GateFit:
+def fit_gates(dynamic: fx.GraphModule, loader: Iterable[Any], *, loss_weight: float = 3.0, rounds: int = 2) -> GateFit:
     """Teach each gate to decide so that multiply-adds and loss together come out least.
 
     Every clip runs with each choice, taken in all regions alike, which gives a price for each: the share of the

@@ -1,0 +1,50 @@
+"""How the operations of a report are connected."""
+
+from collections.abc import Collection
+
+from torch import fx
+
+from vared2_fx.report.document import GraphNode
+
+INPUT, OUTPUT = "input", "output"
+
+
+def flow_graph(gm: fx.GraphModule, counted: Collection[str]) -> tuple[GraphNode, ...]:
+    """Reduce a measured graph to its input, its counted operations, joins of several of them, and its output.
+
+    Args:
+        gm: a graph whose nodes carry shapes.
+        counted: paths of the operations that are rows of a report.
+
+    Returns:
+        In the order in which they run; an operation that is called again reads what all its calls read.
+    """
+    points: dict[str, GraphNode] = {}
+    origins: dict[fx.Node, tuple[str, ...]] = {}
+    for node in gm.graph.nodes:
+        reads = tuple(dict.fromkeys(name for source in node.all_input_nodes for name in origins[source]))
+        path = str(node.target) if node.op == "call_module" else node.name
+        if node.op == "placeholder":
+            points.setdefault(INPUT, GraphNode(name=INPUT, operation="", reads=()))
+            origins[node] = (INPUT,)
+        elif node.op == "output":
+            points[OUTPUT] = GraphNode(name=OUTPUT, operation="", reads=reads)
+        elif node.op.startswith("call_") and path in counted:
+            before = points[path].reads if path in points else ()
+            points[path] = GraphNode(
+                name=path, operation=_kind(gm, node), reads=tuple(dict.fromkeys((*before, *reads)))
+            )
+            origins[node] = (path,)
+        elif len(reads) > 1 and "shape" in node.meta:
+            points[node.name] = GraphNode(name=node.name, operation=_kind(gm, node), reads=reads)
+            origins[node] = (node.name,)
+        else:
+            origins[node] = reads
+    return tuple(points.values())
+
+
+def _kind(gm: fx.GraphModule, node: fx.Node) -> str:
+    if node.op == "call_module":
+        return type(gm.get_submodule(str(node.target))).__name__
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return name.strip("_")
