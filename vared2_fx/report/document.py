@@ -1,6 +1,7 @@
 """What a whole report holds, and the ways in which it is written; plain numbers first, see `numbers`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from vared2_fx.report.numbers import LayerReport, PerClip, Timing
@@ -243,6 +244,22 @@ class CompressionReport:
         from vared2_fx.report.rows import to_csv
 
         return to_csv(self)
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """The report as one HTML page that needs nothing else; its own styles, script and pictures are inside.
+
+        Args:
+            path: also write it there.
+
+        Raises:
+            ReportError: it cannot be written there.
+        """
+        from vared2_fx.report.html import to_html, write_page
+
+        page = to_html(self)
+        if path is not None:
+            write_page(Path(path), page)
+        return page
 
     def __str__(self) -> str:
         """The report as text, at most 100 columns wide; many layers are folded by stage."""
