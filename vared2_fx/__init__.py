@@ -8,7 +8,7 @@ from vared2_fx.deploy import BenchResult, Deployed, bench, deploy, load_deployed
 from vared2_fx.layers import Choice, Decision
 from vared2_fx.passes.rewrite import with_decisions
 from vared2_fx.policy.fix import full, policy, specialize, unload
-from vared2_fx.report import CompressionReport, merge, report
+from vared2_fx.report import Comparison, CompressionReport, RunLog, compare, merge, read_run, report, scan_page
 from vared2_fx.train import (
     Evaluation,
     FinetuneResult,
@@ -24,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BenchResult",
     "Choice",
+    "Comparison",
     "CompressionReport",
     "ConvertConfig",
     "Decision",
@@ -31,7 +32,9 @@ __all__ = [
     "Evaluation",
     "FinetuneConfig",
     "FinetuneResult",
+    "RunLog",
     "bench",
+    "compare",
     "convert",
     "deploy",
     "efficiency_loss",
@@ -44,10 +47,12 @@ __all__ = [
     "load_weights",
     "merge",
     "policy",
+    "read_run",
     "recalibrate_norms",
     "report",
     "save",
     "scan",
+    "scan_page",
     "specialize",
     "unload",
     "with_decisions",

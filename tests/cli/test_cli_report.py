@@ -97,7 +97,7 @@ def test_csv_into_a_file(run, saved, folder):
     assert "wrote layers.csv" in result.stderr
     assert "dynamic layer" in result.stdout
     header, *rows = (folder / "layers.csv").read_text().splitlines()
-    assert header.startswith("path,operation,kind")
+    assert header.startswith("path,operation,source_class,kind")
     assert [row.split(",")[0] for row in rows] == ["0", "3", "7"]
 
 

@@ -24,11 +24,13 @@ from vared2_fx.cli.options import (
     convert_config,
 )
 from vared2_fx.cli.output import say, show, show_json
+from vared2_fx.cli.report_forms import Html
 from vared2_fx.config import read_target
 from vared2_fx.convert import conversion
 from vared2_fx.convert import scan as scan_network
 from vared2_fx.passes.plan import Plan
 from vared2_fx.passes.reach import check_target
+from vared2_fx.report import scan_page
 from vared2_fx.tables import text_table
 
 
@@ -70,6 +72,7 @@ def scan(
     size: Size = None,
     base: Base = None,
     json: Json = False,
+    html: Html = None,
 ) -> None:
     """Show what `convert` would do to a network, or has done, layer by layer. Changes and computes nothing.
 
@@ -82,7 +85,7 @@ def scan(
 
     * `vared2 scan r3d_18 --exclude 'stem.*' --frame-strides 1,2`
 
-    * `vared2 scan x3d_s --granularity stage`
+    * `vared2 scan x3d_s --granularity stage --html scan.html`  (a page: where the multiply-adds are)
 
     * `vared2 scan mynets:build --frames 16 --size 112`  (the function `build` in mynets.py, here)
     """
@@ -102,6 +105,9 @@ def scan(
         plan = scan_network(opened.model, example_inputs(opened, frames=frames, size=size), config)
     if target is not None:
         check_target("--target-macs", target, plan.reach)
+    if html is not None:
+        scan_page(plan, html)
+        say(f"wrote {html}")
     if json:
         show_json(plan_document(plan))
     else:

@@ -16,7 +16,6 @@ from vared2_fx.cli.options import (
     Device,
     Frames,
     Json,
-    NetworkOrFolder,
     NumClasses,
     Pretrained,
     SamplingRate,
@@ -24,11 +23,33 @@ from vared2_fx.cli.options import (
     Weights,
     Workers,
 )
-from vared2_fx.cli.output import say, show, write_text
+from vared2_fx.cli.output import say
+from vared2_fx.cli.report_forms import (
+    Against,
+    Csv,
+    FailOn,
+    Forms,
+    From,
+    Html,
+    Markdown,
+    Plots,
+    RunFolder,
+    Unfold,
+    read_reports,
+    show_run,
+)
 from vared2_fx.convert import conversion, convert
 from vared2_fx.errors import Vared2Error
 from vared2_fx.report import report as make_report
 
+MaybeNetwork = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[NETWORK]",
+        help="As for `vared2 scan`; left out with --from and --run.",
+        show_default=False,
+    ),
+]
 Videos = Annotated[
     list[Path] | None,
     typer.Option(
@@ -46,14 +67,23 @@ Data = Annotated[
 
 
 def report(
-    network: NetworkOrFolder,
+    network: MaybeNetwork = None,
     video: Videos = None,
     data: Data = None,
     json: Json = False,
-    csv: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the layers as CSV into this file.", show_default=False)
-    ] = None,
+    markdown: Markdown = False,
+    unfold: Unfold = False,
+    html: Html = None,
+    csv: Csv = None,
+    plots: Plots = None,
     timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Measure times as well.")] = True,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Measure what each layer's cheapest choice costs alone; takes long.")
+    ] = False,
+    against: Against = None,
+    fail_on: FailOn = None,
+    from_: From = None,
+    run: RunFolder = None,
     pretrained: Pretrained = False,
     weights: Weights = None,
     num_classes: NumClasses = None,
@@ -72,16 +102,33 @@ def report(
     """Show what each layer of a converted network computes on your clips, and what that saves.
 
     Multiply-adds are counted, with all overhead; times are measured on this machine, the original and the dynamic
-    form in turns. Without --video and --data a made-up clip is used.
+    form in turns. Without --video and --data a made-up clip is used. Ctrl-C keeps what was measured.
 
     Examples:
-    * `vared2 report runs/x3d_s/best --data clips/val`
+    * `vared2 report runs/x3d_s/best --data clips/val --html report.html`
 
     * `vared2 report runs/x3d_s/best --data clips/val --no-timing --json > report.json`
 
     * `vared2 report x3d_s --video holiday.mp4`  (converted on the spot: shows the network, saves nothing yet)
+
+    * `vared2 report --from new.json --against old.json --fail-on 'macs>+2%'`  (exit code 3 if so)
+
+    * `vared2 report --from part1.json --from part2.json`  (parts of the data become one report)
+
+    * `vared2 report --run runs/x3d_s`  (accuracy, multiply-adds and gates over the epochs of a training)
     """
-    _check_paths(video or [], data, csv)
+    forms = Forms(json, markdown, unfold, html, csv, plots, against, tuple(fail_on or ()))
+    forms.check()
+    if [network is not None, bool(from_), run is not None].count(True) != 1:
+        raise Vared2Error("report: give one of NETWORK, --from and --run.")
+    if run is not None:
+        show_run(run, forms)
+        return
+    if from_:
+        forms.show(read_reports(from_))
+        return
+    assert network is not None
+    _check_paths(video or [], data)
     opened = open_network(network, pretrained=pretrained, weights=weights, num_classes=num_classes, base=base)
     notes = list(opened.notes)
     dynamic = opened.converted
@@ -104,14 +151,10 @@ def report(
         labels = _same_classes(opened, len(clips.listing.classes), notes)
     else:
         clips = _made_up(opened, frames, size, notes)
-    result = make_report(dynamic, clips, labels=labels, timing=timing, notes=notes)
-    if csv is not None:
-        write_text(csv, result.to_csv())
-        say(f"wrote {csv}")
-    show(result.to_json() if json else str(result))
+    forms.show(make_report(dynamic, clips, labels=labels, timing=timing, sensitivity=sensitivity, notes=notes))
 
 
-def _check_paths(videos: list[Path], data: Path | None, csv: Path | None) -> None:
+def _check_paths(videos: list[Path], data: Path | None) -> None:
     """Find what is missing before anything takes long.
 
     Raises:
@@ -124,8 +167,6 @@ def _check_paths(videos: list[Path], data: Path | None, csv: Path | None) -> Non
             raise Vared2Error(f"--video {video}: there is no such file.")
     if data is not None and not data.exists():
         raise Vared2Error(f"--data {data}: there is no such folder or file.")
-    if csv is not None and not csv.parent.is_dir():
-        raise Vared2Error(f"--csv {csv}: there is no folder {csv.parent}.")
 
 
 def _video_clips(

@@ -3,7 +3,8 @@
 N clips; J frame strides, I channel shares of a region.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, fx, nn
@@ -43,6 +44,12 @@ def expected_macs(decision: Decision) -> Tensor:
     strides, shares = ((w / w.sum(1, keepdim=True)).to(precise) for w in (strides, shares))
     table = decision.macs.to(precise)  # no einsum: autocast would make halves of it again
     return (strides[:, :, None] * shares[:, None, :] * table).sum((1, 2)) + decision.gate_macs
+
+
+def entropy_bits(counts: Iterable[int]) -> float:
+    """Entropy of a histogram, in bits; of an empty one 0."""
+    known = [count for count in counts if count]
+    return max(0.0, -sum(n / sum(known) * math.log2(n / sum(known)) for n in known))
 
 
 def dense_macs(model: nn.Module, example_inputs: Inputs) -> int:

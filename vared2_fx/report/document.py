@@ -261,8 +261,34 @@ class CompressionReport:
             write_page(Path(path), page)
         return page
 
-    def __str__(self) -> str:
-        """The report as text, at most 100 columns wide; many layers are folded by stage."""
+    def to_markdown(self) -> str:
+        """The report as Markdown, for a pull request: totals, stages, and layers and alarms that unfold."""
+        from vared2_fx.report.markdown import to_markdown
+
+        return to_markdown(self)
+
+    def save_plots(self, folder: str | Path, *, form: Literal["png", "svg", "pdf"] = "svg") -> tuple[Path, ...]:
+        """Write plots for a paper into `folder`, which is made: costs along depth, choices, clips, classes.
+
+        Returns:
+            The files; no `classes` without labels.
+
+        Raises:
+            ReportError: they cannot be written there.
+        """
+        from vared2_fx.report.plots import save_plots
+
+        return save_plots(self, Path(folder), form)
+
+    def to_text(self, *, fold: bool | None = None) -> str:
+        """The report as text, at most 100 columns wide.
+
+        Args:
+            fold: show a line for each stage instead of each layer; None: where there are many layers.
+        """
         from vared2_fx.report.text import render
 
-        return render(self)
+        return render(self, fold=fold)
+
+    def __str__(self) -> str:
+        return self.to_text()

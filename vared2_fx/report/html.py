@@ -207,11 +207,7 @@ def _example(report: CompressionReport, example: Example) -> Mapping[str, Any]:
         "extreme": example.extreme,
         "share": percent(clip.macs / max(1.0, report.totals.dense_macs.mean)),
         "frames": example.frames,
-        "about": "; ".join(
-            text
-            for text in (f"label {report.class_name(clip.label)}" if clip.label is not None else "", answer)
-            if text
-        ),
+        "about": "; ".join(text for text in (label, answer) if text),
         "decisions": f"{frames} of {len(example.choices)} layers skip frames, {channels} skip channels",
         "map": heat_map([("", cells)], label="What each layer computed, darker is more", row_height=22),
     }

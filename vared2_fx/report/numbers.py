@@ -3,10 +3,11 @@
 `macs` are multiply-adds: one multiplication with its addition counts 1. FLOPs are twice that.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from vared2_fx.policy.statistics import entropy_bits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -220,9 +221,3 @@ class LayerReport:
         clips = sum(choice.clips for choice in self.choices)
         picked = ((errors.get((c.frame_stride, c.channel_share), 0.0), c.clips) for c in self.choices)
         return sum(error * count for error, count in picked) / max(1, clips)
-
-
-def entropy_bits(counts: list[int]) -> float:
-    """Entropy of a histogram, in bits."""
-    total = sum(counts)
-    return max(0.0, -sum(n / total * math.log2(n / total) for n in counts if n))

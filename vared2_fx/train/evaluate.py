@@ -1,7 +1,7 @@
 """Accuracy and multiply-adds over data."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from vared2_fx.layers import Decision
 from vared2_fx.modes import evaluating
 from vared2_fx.packing import packer
 from vared2_fx.passes.rewrite import regions, with_decisions
+from vared2_fx.policy.counts import DecisionCounts, LayerDecisions
 from vared2_fx.policy.statistics import clip_macs, dense_macs
 from vared2_fx.tables import percent, si
 
@@ -37,6 +38,8 @@ class Evaluation:
     """Mean cross-entropy per clip."""
     dense_macs: int
     """Multiply-adds per clip of the original network."""
+    layers: Mapping[str, LayerDecisions] = field(default_factory=dict)
+    """What each region computed, by path; empty for a static network."""
 
     @property
     def accuracy(self) -> float:
@@ -89,7 +92,7 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
     like = next(model.parameters())
     results: list[ClipResult] = []
     dense: dict[tuple[int, ...], int] = {}
-    loss = 0.0
+    counts, loss = DecisionCounts(), 0.0
     with evaluating(model):
         for raw in loader:
             batch, labels = read_labelled(raw)
@@ -101,6 +104,7 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
             shape = tuple(batch.video.shape[1:])
             if shape not in dense:
                 dense[shape] = dense_macs(model, pack(batch.video))
+            counts.add(decisions)
             loss += float(F.cross_entropy(output.float(), labels, reduction="sum"))
             rows = zip(
                 batch.names or [""] * len(labels),
@@ -112,7 +116,9 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
             results.extend(ClipResult(name=n, label=y, prediction=p, macs=m) for n, y, p, m in rows)
     if not results:
         raise DataError("evaluate: the loader gave no clips.")
-    return Evaluation(clips=tuple(results), loss=loss / len(results), dense_macs=max(dense.values()))
+    return Evaluation(
+        clips=tuple(results), loss=loss / len(results), dense_macs=max(dense.values()), layers=counts.found()
+    )
 
 
 def _observed(model: nn.Module) -> Callable[..., tuple[Tensor, dict[str, Decision]]]:

@@ -255,6 +255,7 @@ class _Run:
                 max_share=evaluation.max_macs / evaluation.dense_macs,
                 objective=self._objective(evaluation),
                 seconds=seconds,
+                layers={path: asdict(layer) for path, layer in evaluation.layers.items()},
             )
         )
         log.info("epoch %d of %d: %s", epoch, self.config.epochs, evaluation)

@@ -1,6 +1,6 @@
 """A run in numbers, epoch by epoch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -23,6 +23,9 @@ class EpochLog:
     objective: float
     """What the best epoch has least of: errors plus λ times the efficiency loss, both in the evaluation."""
     seconds: float
+    layers: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Of the evaluation, by path of the region: `share` of its multiply-adds that was computed, and `entropy` of its
+    choices over the clips in bits."""
 
 
 def rank(epoch: EpochLog) -> tuple[float, int]:
