@@ -26,6 +26,7 @@ class EntropyWatch:
         self._gates = {path: gate for path, gate in found.items() if gate.kind != "soft_modulation"}
         self._sums: dict[str, list[Tensor]] = {path: [] for path in self._gates}
         self._logits: dict[str, Tensor] = {}
+        self._batch: list[tuple[str, Tensor, int]] = []
         self._clips = dict.fromkeys(self._gates, 0)
 
     @contextmanager
@@ -40,6 +41,13 @@ class EntropyWatch:
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def keep(self) -> None:
+        """Count the batch that ran; one that was interrupted is not kept."""
+        for path, bits, clips in self._batch:
+            self._sums[path].append(bits)
+            self._clips[path] += clips
+        self._batch.clear()
 
     def found(self) -> dict[str, GateEntropy]:
         """The mean over the clips so far, by path."""
@@ -63,8 +71,7 @@ class EntropyWatch:
             z, num_strides = z.double() / gate.temperature, len(gate.grid.frame_strides)
             offered = sum(stride <= gate.out_frames(args[0].shape[2]) for stride in gate.grid.frame_strides)
             bits = _bits(z[:, :offered]) + _bits(z[:, num_strides:])
-            self._sums[path].append(bits.sum())
-            self._clips[path] += len(z)
+            self._batch.append((path, bits.sum(), len(z)))
 
         return hook
 

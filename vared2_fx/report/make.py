@@ -93,7 +93,7 @@ def report(
     with evaluating(dynamic):
         failed_before = getattr(getattr(clips, "log", None), "num_failed", 0)
         with found.entropy.watching():
-            steps.count(collector, clips)
+            steps.count(collector, found.entropy, clips)
         _add_failures(collector.out, clips, failed_before)
         if not collector.out.clips:
             raise ReportError(_nothing(collector.out))
@@ -116,12 +116,13 @@ class _Steps:
         self._progress = progress
         self.missing: tuple[str, ...] = ()
 
-    def count(self, collector: Collector, clips: Any) -> None:
+    def count(self, collector: Collector, entropy: EntropyWatch, clips: Any) -> None:
         done = 0
         batches = batches_of(clips)
         try:
             for batch in track(batches, "Counting multiply-adds", enabled=self._progress):
                 collector.add(batch)
+                entropy.keep()
                 done += 1
         except KeyboardInterrupt:
             if not collector.out.clips:
