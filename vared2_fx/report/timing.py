@@ -18,7 +18,7 @@ from vared2_fx.passes.leaves import inner_regions
 from vared2_fx.passes.shapes import Interpreter
 from vared2_fx.policy.fix import specialize
 from vared2_fx.report.numbers import Latency, Timing
-from vared2_fx.turns import in_turns
+from vared2_fx.turns import in_turns, wait_for
 
 
 @dataclass(slots=True)
@@ -85,14 +85,9 @@ class _Stops(Interpreter):
 def _in_turns(
     samples: Samples, dense: Callable[[], Any], dynamic: Callable[[], Any], repeats: int, device: torch.device
 ) -> None:
-    times = in_turns({"dense": dense, "dynamic": dynamic}, rounds=repeats, wait=partial(_wait, device))
+    times = in_turns({"dense": dense, "dynamic": dynamic}, rounds=repeats, wait=partial(wait_for, device))
     samples.dense.append(times["dense"])
     samples.dynamic.append(times["dynamic"])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _latency(clips: list[list[float]]) -> Latency:
