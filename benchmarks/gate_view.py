@@ -3,9 +3,9 @@
     python benchmarks/gate_view.py
 
 Separation: features of the demo network's gates feed a logistic regression (scenes of one seed) that is judged by the
-area under its ROC curve on scenes of another: means alone, with changes over one frame, and over two; for patches of
-1×1 (single positions) and 2×2. Time: a forward of 2×2 patches as slices (ours), of single positions, and of two pooling
-operators, both memory layouts.
+area under its ROC curve on scenes of another: means alone, with the mean and the largest change over one frame, and
+over two; for patches of 1×1 (single positions) and 2×2. Time: a forward of 2×2 patches as slices (ours), of single
+positions, and of two pooling operators, both memory layouts.
 """
 
 import tempfile
@@ -23,20 +23,22 @@ from vared2_fx.demo import NETWORK
 from vared2_fx.layers import gate as gate_module
 from vared2_fx.passes.rewrite import regions
 
-VIEWS = ("means", "+ change over 1 frame", "+ change over 2 frames")
+VIEWS = ("means", "+ mean change, 1 frame", "+ largest, 1 frame", "+ mean change, 2 frames", "+ largest, 2 frames")
 MAPS = {"24 channels, 16x32x32": (1, 24, 16, 32, 32), "54 channels, 16x112x112": (1, 54, 16, 112, 112)}
 
 
 @torch.no_grad()
 def features(loader: VideoLoader, patch: int) -> tuple[dict[str, Tensor], Tensor]:
-    """What each gate sees of each clip (N, C, 3 views, bins), and whether the clip is static."""
+    """What each gate sees of each clip (N, C, views, bins), and whether the clip is static."""
     gate_module._PATCH = patch
     torch.manual_seed(0)
     dynamic = vr.convert(vr.zoo.load(NETWORK, pretrained=True)).eval()
     seen: dict[str, list[Tensor]] = {path: [] for path in regions(dynamic)}
     for path, region in regions(dynamic).items():
         region.gate.register_forward_pre_hook(
-            lambda gate, args, path=path: seen[path].append(gate.look(args[0]).unflatten(1, (args[0].shape[1], 3, -1)))
+            lambda gate, args, path=path: seen[path].append(
+                gate.look(args[0]).unflatten(1, (args[0].shape[1], len(VIEWS), -1))
+            )
         )
     static = []
     for batch in loader:

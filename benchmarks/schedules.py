@@ -1,4 +1,4 @@
-"""Fine-tuning schedules on the demo's scenes: joint, and variants first; and the caution of fitted gates.
+"""Fine-tuning schedules on the demo's scenes: joint, and variants first; and the price of a loss to fitted gates.
 
     python benchmarks/schedules.py [--seeds 0 1 2]
 
@@ -24,7 +24,7 @@ from vared2_fx.demo import CONVERT, FINETUNE, NETWORK, accuracy_per_kind, macs_p
 
 JOINT = vr.FinetuneConfig(epochs=9, lr=2e-4, gate_lr=3e-2, efficiency_weight=1.5, target_macs=0.65, progress=False)
 VARIANTS_FIRST = replace(FINETUNE, progress=False)
-CAUTION = ((3.0, 0.95), (12.0, 0.95), (3.0, 0.99), (12.0, 0.99))
+LOSS_WEIGHTS = (0.3, 1.0, 3.0, 10.0)
 
 
 def outcome(model: torch.nn.Module, loader: VideoLoader) -> dict[str, Any]:
@@ -52,10 +52,10 @@ def run(seed: int, folder: Path) -> dict[str, Any]:
     for stride, share in product(CONVERT.frame_strides, CONVERT.channel_shares):
         with vr.policy(dynamic, {"*": (stride, share)}):
             result[f"variants_first, R = {stride} r = {share:g} for all"] = outcome(dynamic, loaders["test"])
-    for caution, confidence in CAUTION:
+    for weight in LOSS_WEIGHTS:
         refitted = copy.deepcopy(dynamic)
-        vr.fit_gates(refitted, loaders["val"], caution=caution, confidence=confidence)
-        result[f"variants_first, caution {caution:g}, confidence {confidence}"] = outcome(refitted, loaders["test"])
+        vr.fit_gates(refitted, loaders["val"], loss_weight=weight)
+        result[f"variants_first, loss weight {weight:g}"] = outcome(refitted, loaders["test"])
     return result
 
 

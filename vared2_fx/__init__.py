@@ -7,6 +7,7 @@ from vared2_fx.convert import convert, scan
 from vared2_fx.deploy import BenchResult, Deployed, bench, deploy, load_deployed
 from vared2_fx.layers import Choice, Decision
 from vared2_fx.passes.rewrite import with_decisions
+from vared2_fx.policy.autotune import Autotuned, ChoiceTime, autotune
 from vared2_fx.policy.fix import full, policy, specialize, unload
 from vared2_fx.report import Comparison, CompressionReport, RunLog, compare, merge, read_run, report, scan_page
 from vared2_fx.train import (
@@ -22,8 +23,10 @@ from vared2_fx.train import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Autotuned",
     "BenchResult",
     "Choice",
+    "ChoiceTime",
     "Comparison",
     "CompressionReport",
     "ConvertConfig",
@@ -33,6 +36,7 @@ __all__ = [
     "FinetuneConfig",
     "FinetuneResult",
     "RunLog",
+    "autotune",
     "bench",
     "compare",
     "convert",

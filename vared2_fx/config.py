@@ -11,7 +11,8 @@ from torch import nn
 from vared2_fx.errors import ConvertError
 from vared2_fx.patterns import check_pattern
 
-Granularity = Literal["conv", "block", "stage"]
+Granularity = Literal["conv", "block", "stage", "auto"]
+EngineName = Literal["torch", "compile", "onnx", "openvino"]
 GateKind = Literal["softmax", "gumbel", "soft_modulation"]
 FrameRebuildKind = Literal["hold", "repeat", "interpolate"]
 ChannelRebuildKind = Literal["scale", "depthwise"]
@@ -33,7 +34,12 @@ class ConvertConfig:
     granularity: Granularity = "conv"
     """What one decision covers. `conv`: every eligible 3D convolution has its own (the paper's). `block` (ours): a
     residual branch, or any other run of layers with one input and one output; frames are skipped at its input and
-    rebuilt at its output. `stage` (ours): a run of blocks between two changes of resolution, shortcuts included."""
+    rebuilt at its output. `stage` (ours): a run of blocks between two changes of resolution, shortcuts included.
+    `auto` (ours): blocks or a stage, place by place, whichever makes the network faster in `engine`; what neither
+    does, stays static. It is measured, which takes a minute or more."""
+
+    engine: EngineName = "torch"
+    """With `auto`: the engine whose times decide."""
 
     frame_strides: tuple[int, ...] = (1, 2, 4)
     """R, the choices of the time policy: compute every R-th output frame, rebuild the rest. Ascending,
@@ -89,6 +95,7 @@ class ConvertConfig:
 
     def __post_init__(self) -> None:
         _one_of("ConvertConfig: granularity", self.granularity, get_args(Granularity))
+        _one_of("ConvertConfig: engine", self.engine, get_args(EngineName))
         _one_of("ConvertConfig: gate", self.gate, get_args(GateKind))
         _one_of("ConvertConfig: frame_rebuild", self.frame_rebuild_kind, get_args(FrameRebuildKind))
         _one_of("ConvertConfig: channel_rebuild", self.channel_rebuild, get_args(ChannelRebuildKind))

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
 from vared2_fx import zoo
+from vared2_fx.auto import fastest_plan
 from vared2_fx.config import ConvertConfig, read_target
 from vared2_fx.errors import ConvertError, ZooError
 from vared2_fx.layers import ConvVariant, DynamicRegion, SlimConv
@@ -50,7 +51,7 @@ def scan(
     *,
     target_macs: float | str | None = None,
 ) -> Plan:
-    """Say what `convert` would do, layer by layer; computes and changes nothing.
+    """Say what `convert` would do, layer by layer; changes nothing, and computes nothing but for granularity `auto`.
 
     Args:
         model: the network.
@@ -66,6 +67,7 @@ def scan(
     Raises:
         ConvertError: the network cannot be traced, does not run on the example inputs, the config names
             layers that are not there, or no policy comes down to `target_macs`.
+        DeployError: the engine, whose times granularity `auto` wants, is not installed or cannot run the network.
     """
     target = read_target("scan: target_macs", target_macs)
     plan = _look(copy_model(_convertible(model)), example_inputs, config or ConvertConfig())[1]
@@ -196,15 +198,17 @@ def _look(own: nn.Module, example_inputs: Inputs | None, config: ConvertConfig) 
         measure_shapes(gm, example_inputs)
     elif known is None or not _runs_on(gm, known):
         shape, is_guess = guess_shapes(gm), True
-    plan = make_plan(
-        gm,
-        config=config,
-        source=own,
-        input_shape=shape,
-        input_is_guess=is_guess,
-        nesting=nesting_of(args),
-    )
-    return gm, plan
+
+    def plan(config: ConvertConfig) -> Plan:
+        return make_plan(
+            gm, config=config, source=own, input_shape=shape, input_is_guess=is_guess, nesting=nesting_of(args)
+        )
+
+    if config.granularity != "auto":
+        return gm, plan(config)
+    if is_guess and shape is not None:
+        args = (torch.randn(shape).to(next(own.parameters())),)
+    return gm, fastest_plan(gm, plan, config, args)
 
 
 def _zoo_inputs(own: nn.Module) -> Inputs | None:

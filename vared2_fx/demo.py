@@ -32,7 +32,7 @@ SPLITS = {"train": (40, 1), "val": (60, 2), "test": (30, 3)}
 CONVERT = ConvertConfig(channel_shares=(1.0, 0.75), exclude=("stem.*", "stage*.shortcut.*"))
 """Not the stem, whose gate would see nothing but pixels, nor the shortcuts, which are too small to be worth a gate's
 time."""
-FINETUNE = FinetuneConfig(schedule="variants_first", epochs=5, lr=3e-4, gate_lr=3e-4)
+FINETUNE = FinetuneConfig(schedule="variants_first", epochs=6, own_share=0.34, lr=3e-4, gate_lr=3e-4)
 
 _MARK = ".vared2_demo"
 

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import torch
+
 K = TypeVar("K")
 
 
@@ -30,3 +32,9 @@ def in_turns(
             wait()
             times[name].append(1e3 * (time.perf_counter() - start))
     return times
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when `device` has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

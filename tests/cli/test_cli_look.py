@@ -134,3 +134,10 @@ def test_mistakes(run, folder, words, message):
     assert message in result.stderr
     assert result.stderr.startswith("vared2: ")
     assert result.stdout == ""
+
+
+def test_scan_as_a_page(run, folder):
+    result = run("scan", "mynets:build", "--frames", "8", "--size", "16", "--html", "scan.html")
+    assert "wrote scan.html" in result.stderr
+    assert "would convert" in (folder / "scan.html").read_text()
+    assert "cannot be written" in run("scan", "mynets:build", "--html", "no/where.html", code=2).stderr

@@ -1,6 +1,7 @@
 """`vared2 report`: on videos, on data sets, on nothing; and on other people's videos."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 import vared2_fx as vr
 from vared2_fx import CompressionReport
 from vared2_fx.data import ClipConfig, read_clip
+from vared2_fx.report.numbers import PerClip
 
 CLIP = ("--frames", "4", "--size", "16")
 
@@ -136,3 +138,95 @@ def test_real_videos(run, one_thread, real_clip):
     assert made.clips[0].name == str(real_clip)
     assert len(made.dynamic) > 80
     assert made.totals.dense_macs.mean < made.totals.computed_macs.mean < 1.05 * made.totals.dense_macs.mean
+
+
+@pytest.fixture
+def written(run, saved, scenes, folder):
+    """old.json, of eighteen clips."""
+    result = run("report", *saved, "--data", scenes / "val", "--json", "--no-timing")
+    (folder / "old.json").write_text(result.stdout)
+    return folder / "old.json"
+
+
+def test_forms_of_a_report_that_was_written(run, folder, written):
+    result = run("report", "--from", written, "--html", "r.html", "--csv", "r.csv", "--plots", "plots", "--markdown")
+    assert result.stdout.startswith("### ")
+    assert "18 clips" in (folder / "r.html").read_text()
+    assert len(list((folder / "plots").glob("*.svg"))) == 4
+    for name in ("r.html", "r.csv", "plots/depth.svg"):
+        assert f"wrote {name}" in result.stderr
+    assert "dynamic layer" in run("report", "--from", written, "--unfold").stdout
+
+
+def test_reports_of_parts_are_merged(run, written):
+    merged = read(run("report", "--from", written, "--from", written, "--json"))
+    assert merged.totals.num_clips == 36
+
+
+def test_comparison_and_its_exit_code(run, folder, written):
+    made = CompressionReport.from_json(written.read_text())
+    clips = tuple(replace(clip, macs=2 * clip.macs) for clip in made.clips)
+    macs = PerClip.of({2 * value: count for value, count in made.totals.computed_macs.counts.items()})
+    worse = replace(made, clips=clips, totals=replace(made.totals, computed_macs=macs))
+    (folder / "new.json").write_text(worse.to_json())
+    words = ("report", "--from", "new.json", "--against", "old.json")
+    result = run(*words)
+    assert "+100.0 %" in result.stdout
+    result = run(*words, "--fail-on", "macs>+2%", code=3)
+    assert "fails on macs>+2%: macs went from" in result.stderr
+    run(*words, "--fail-on", "macs>+150%", "--fail-on", "params>+0%")
+    assert run(*words, "--markdown").stdout.startswith("### ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("report",), "give one of NETWORK, --from and --run"),
+        (("report", "saved", "--run", "x"), "give one of NETWORK, --from and --run"),
+        (("report", "x3d_s", "--fail-on", "macs>+2%"), "say with --against what to compare with"),
+        (("report", "x3d_s", "--against", "none.json"), "none.json cannot be read: No such file"),
+        (("report", "x3d_s", "--against", "mynets.py"), "mynets.py: report: this is no JSON"),
+        (("report", "--from", "one.json"), "has version 1, this release reads 2"),
+        (("report", "x3d_s", "--json", "--markdown"), "--json and --markdown: give one of them"),
+        (("report", "x3d_s", "--html", "no/where.html"), "there is no folder no"),
+        (("report", "--run", "nowhere"), "no log of a run in nowhere"),
+        (("report", "--run", "nowhere", "--csv", "x.csv"), "--csv does not go with --run"),
+    ],
+)
+def test_what_does_not_go_together(run, folder, words, message):
+    (folder / "one.json").write_text('{"schema": "vared2_fx.report", "version": 1}')
+    assert message in run(*words, code=2).stderr
+
+
+def test_an_empty_data_set(run, saved, folder):
+    (folder / "empty").mkdir()
+    assert "vared2: " in run("report", *saved, "--data", "empty", code=2).stderr
+
+
+def test_a_loss_that_is_nan_in_the_log_of_a_run(run, folder):
+    names = ("train_loss", "train_accuracy", "train_share", "accuracy", "share", "min_share", "max_share", "objective")
+    line = ", ".join(f'"{name}": {"NaN" if name == "train_loss" else 0.5}' for name in names)
+    (folder / "log.jsonl").write_text(f'{{"epoch": 1, {line}, "seconds": 1}}\n')
+    result = run("report", "--run", ".", "--html", "run.html")
+    assert "training diverged" in result.stdout
+    assert "training diverged" in (folder / "run.html").read_text()
+    assert '"train_loss": null' in run("report", "--run", ".", "--json").stdout
+
+
+def test_interrupted_it_shows_what_it_has(run, saved, scenes, monkeypatch):
+    from vared2_fx.report.collect import Collector
+
+    add, batches = Collector.add, []
+
+    def interrupted(self, raw):
+        batches.append(raw)
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        add(self, raw)
+
+    monkeypatch.setattr(Collector, "add", interrupted)
+    result = run("report", *saved, "--data", scenes / "val", "--json", code=130)
+    made = read(result)
+    assert made.totals.num_clips == 8
+    assert made.missing == ("the clips after batch 2 of 5: counting was interrupted", "times and rebuild errors")
+    assert "interrupted" in result.stderr

@@ -72,11 +72,11 @@ def test_soft_modulation_starts_full_in_training_too():
 @pytest.mark.parametrize("kind", KINDS)
 def test_gates_see_motion_and_content(kind):
     gate = make_gate(kind)
-    means, *changes = gate.look(CLIPS["still"]).unflatten(1, (3, -1)).chunk(3, dim=2)
+    means, *changes = gate.look(CLIPS["still"]).unflatten(1, (3, -1)).chunk(5, dim=2)
     assert means.all()
     for change in changes:
         torch.testing.assert_close(change, torch.full_like(change, math.log(1e-2)), msg="a still clip has no changes")
-    for change in gate.look(CLIPS["noise"]).unflatten(1, (3, -1)).chunk(3, dim=2)[1:]:
+    for change in gate.look(CLIPS["noise"]).unflatten(1, (3, -1)).chunk(5, dim=2)[1:]:
         assert (change > math.log(1e-1)).all()
 
 
@@ -84,7 +84,7 @@ def test_motion_grows_over_two_frames_and_noise_does_not():
     noise = make_clip(1, 3, 16, 64, 64)
     ramp = torch.arange(16.0).view(1, 1, 16, 1, 1).expand(1, 3, 16, 64, 64)
     for clip, growth in ((noise, 0.0), (ramp, math.log(2))):
-        _, over_one, over_two = make_gate().look(clip).unflatten(1, (3, -1)).chunk(3, dim=2)
+        _, over_one, _, over_two, _ = make_gate().look(clip).unflatten(1, (3, -1)).chunk(5, dim=2)
         torch.testing.assert_close(over_two - over_one, torch.full_like(over_one, growth), rtol=0, atol=0.2)
 
 
@@ -267,7 +267,8 @@ def test_a_small_thing_that_moves_is_seen():
     still = make_clip(1, 3, 1, 64, 64).expand(-1, -1, 8, -1, -1).clone()
     moving = still.clone()
     moving[:, :, 1::2, 40:48, 40:48] += 1.0
-    views = (gate.look(moving) - gate.look(still)).reshape(5, -1)  # mean, then mean and largest change for each lag
+    # mean, then mean and largest change for each lag
+    views = (gate.look(moving) - gate.look(still)).unflatten(1, (3, -1)).chunk(5, dim=2)
     assert views[0].abs().max() < 0.05
     assert views[2].min() > views[1].max() + 2.0
     assert views[3].abs().max() == views[4].abs().max() == 0.0, "back where it was two frames before"

@@ -4,13 +4,19 @@ import csv
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 
 from vared2_fx import CompressionReport, report
 from vared2_fx.errors import ReportError
 from vared2_fx.report.document import Failure
+from vared2_fx.report.schema import json_schema
+from vared2_fx.report.stages import stages
+
+SCHEMA_FILE = Path(__file__).parents[2] / "docs" / "report.schema.json"
 
 
 @pytest.fixture
@@ -132,3 +138,67 @@ def test_a_report_of_many_failures_shows_some(made):
     assert "`4.mp4`" in text
     assert "… and 4 more" in text
     assert "`5.mp4`" not in text
+
+
+def test_the_published_schema_is_this_release_s_and_reports_keep_to_it(made, dynamic, clips):
+    schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    assert schema == json_schema(), "python -m vared2_fx.report.schema > docs/report.schema.json"
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    bare = report(dynamic, clips, timing=False, rebuild_error=False, thumbnails=False)
+    for one in (made, bare, report(dynamic, clips, timing=False, sensitivity=True)):
+        validator.validate(json.loads(one.to_json()))
+    broken = json.loads(made.to_json())
+    broken["layers"][0]["params"] = "many"
+    assert not validator.is_valid(broken)
+    assert schema["$defs"]["PerClip"]["properties"]["p50"]["description"] == "Median."
+
+
+def test_many_layers_are_folded_by_stage(made):
+    one = made.dynamic[0]
+    layers = tuple(replace(one, path=f"blocks.{i}.part{j}.conv") for i in range(4) for j in range(10))
+    many = replace(made, layers=layers)
+    text = str(many)
+    assert "blocks.2, 10 layers" in text
+    assert "blocks.2.part3.conv" not in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert "blocks.2.part3.conv" in many.to_text(fold=False)
+    assert [(stage.name, len(stage.layers)) for stage in stages(layers)] == [(f"blocks.{i}", 10) for i in range(4)]
+    assert "stem, 1 layer" in made.to_text(fold=True)
+
+
+def test_markdown(made):
+    odd = replace(made, network="a|b <script>", notes=("*bold* [x](y)",))
+    text = odd.to_markdown()
+    assert "<script>" not in text
+    assert r"a\|b &lt;script&gt;" in text
+    assert r"\*bold\*" in text
+    for layer in made.dynamic:
+        assert f"| `{layer.path}` |" in text
+    rows = [line for line in text.splitlines() if line.startswith("| `expand` |")]
+    assert all(f"{100 * made.dynamic[2].computed_share:.1f} %" in row for row in rows)
+
+
+@pytest.mark.parametrize("form", ["png", "svg"])
+def test_plots(made, tmp_path, form):
+    paths = made.save_plots(tmp_path / "plots", form=form)
+    assert [path.name for path in paths] == [f"{name}.{form}" for name in ("depth", "choices", "clips", "classes")]
+    head = {"png": b"\x89PNG", "svg": b"<?xml"}[form]
+    assert all(path.read_bytes().startswith(head) for path in paths)
+
+
+def test_plots_without_labels_and_where_there_is_no_place(dynamic, clips, tmp_path):
+    made = report(dynamic, clips, timing=False)
+    assert len(made.save_plots(tmp_path)) == 3
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ReportError, match="plots cannot be written into"):
+        made.save_plots(tmp_path / "file")
+
+
+def test_records_for_pandas(made):
+    records = made.to_records()
+    assert len(records) == len(made.layers)
+    assert {len(record) for record in records} == {len(records[0])}
+    assert all(isinstance(value, (int, float, str, type(None))) for record in records for value in record.values())
+    assert sum(record["dense_macs"] for record in records) == pytest.approx(made.totals.dense_macs.mean)
+    assert sum(record["dense_share"] for record in records) == pytest.approx(1)

@@ -80,7 +80,7 @@ def bench(
     model = opened.model if opened.converted is None else unload(opened.converted)
     variants = {}
     if read:
-        dynamic = opened.converted or _converted(opened, inputs, read, include, exclude, granularity)
+        dynamic = opened.converted or _converted(opened, inputs, read, include, exclude, granularity, engine)
         variants = {text: specialize(dynamic, choice) for text, choice in read.items()}
     result = measure(
         model,
@@ -104,6 +104,7 @@ def _converted(
     include: list[str] | None,
     exclude: list[str] | None,
     granularity: str,
+    engine: str,
 ) -> Any:
     """The network, converted so that it offers the choices."""
     strides = sorted({stride for taken in choices.values() for stride, _ in taken.values()} | {1})
@@ -115,5 +116,6 @@ def _converted(
         frame_strides=",".join(map(str, strides)),
         channel_shares=",".join(map(str, shares)),
         granularity=granularity,
+        engine=engine,
     )
     return convert(opened.model, inputs, config)

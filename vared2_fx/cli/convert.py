@@ -11,9 +11,11 @@ from vared2_fx.cli.look import plan_document
 from vared2_fx.cli.networks import kind_of, open_network
 from vared2_fx.cli.options import (
     CHANNEL_SHARES,
+    ENGINE,
     FRAME_STRIDES,
     GATE,
     GRANULARITY,
+    AutoEngine,
     ChannelShares,
     Exclude,
     Frames,
@@ -49,6 +51,7 @@ def convert(
     channel_shares: ChannelShares = CHANNEL_SHARES,
     gate: Gate = GATE,
     granularity: Granularity = GRANULARITY,
+    engine: AutoEngine = ENGINE,
     frames: Frames = None,
     size: Size = None,
     json: Json = False,
@@ -71,6 +74,7 @@ def convert(
         channel_shares=channel_shares,
         gate=gate,
         granularity=granularity,
+        engine=engine,
     )
     check_free(out, overwrite)
     if kind_of(network) == "folder":

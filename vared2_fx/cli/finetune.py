@@ -12,9 +12,11 @@ from vared2_fx.cli.inputs import clip_config, example_inputs
 from vared2_fx.cli.networks import CLASSES_FILE, Network, num_classes_of, open_network, place
 from vared2_fx.cli.options import (
     CHANNEL_SHARES,
+    ENGINE,
     FRAME_STRIDES,
     GATE,
     GRANULARITY,
+    AutoEngine,
     Base,
     BatchSize,
     ChannelShares,
@@ -131,6 +133,7 @@ def finetune(
     channel_shares: ChannelShares = CHANNEL_SHARES,
     gate: Gate = GATE,
     granularity: Granularity = GRANULARITY,
+    engine: AutoEngine = ENGINE,
     frames: Frames = None,
     size: Size = None,
     sampling_rate: SamplingRate = None,
@@ -184,6 +187,7 @@ def finetune(
         channel_shares=channel_shares,
         gate=gate,
         granularity=granularity,
+        engine=engine,
     )
     _check_out(out, resume)
     from vared2_fx.data import list_videos, make_loader

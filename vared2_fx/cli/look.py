@@ -8,8 +8,10 @@ from vared2_fx.cli.inputs import example_inputs
 from vared2_fx.cli.networks import open_network
 from vared2_fx.cli.options import (
     CHANNEL_SHARES,
+    ENGINE,
     FRAME_STRIDES,
     GRANULARITY,
+    AutoEngine,
     Base,
     ChannelShares,
     Exclude,
@@ -67,6 +69,7 @@ def scan(
     frame_strides: FrameStrides = FRAME_STRIDES,
     channel_shares: ChannelShares = CHANNEL_SHARES,
     granularity: Granularity = GRANULARITY,
+    engine: AutoEngine = ENGINE,
     target_macs: TargetMacs = None,
     frames: Frames = None,
     size: Size = None,
@@ -101,6 +104,7 @@ def scan(
             frame_strides=frame_strides,
             channel_shares=channel_shares,
             granularity=granularity,
+            engine=engine,
         )
         plan = scan_network(opened.model, example_inputs(opened, frames=frames, size=size), config)
     if target is not None:

@@ -107,7 +107,16 @@ Granularity = Annotated[
     typer.Option(
         metavar="KIND",
         help="What one decision covers: `conv`, every convolution has its own; `block`, residual branches and other "
-        "runs of layers; `stage`, runs of blocks.",
+        "runs of layers; `stage`, runs of blocks; `auto`, blocks or stages, whichever --engine runs faster.",
+        rich_help_panel=_CONVERSION,
+    ),
+]
+AutoEngine = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="ENGINE",
+        help="With --granularity auto: whose times decide: torch, compile, onnx or openvino.",
         rich_help_panel=_CONVERSION,
     ),
 ]
@@ -180,6 +189,7 @@ Device = Annotated[
 
 GATE = ConvertConfig().gate
 GRANULARITY = ConvertConfig().granularity
+ENGINE = ConvertConfig().engine
 FRAME_STRIDES = ",".join(map(str, ConvertConfig().frame_strides))
 CHANNEL_SHARES = ",".join(f"{share:g}" for share in ConvertConfig().channel_shares)
 
@@ -192,6 +202,7 @@ def convert_config(
     channel_shares: str = CHANNEL_SHARES,
     gate: str = GATE,
     granularity: str = GRANULARITY,
+    engine: str = ENGINE,
 ) -> ConvertConfig:
     """What the options ask for.
 
@@ -205,6 +216,7 @@ def convert_config(
         channel_shares=_numbers("--channel-shares", channel_shares, float, "1,0.5"),
         gate=gate,  # type: ignore[arg-type]  # the config checks it
         granularity=granularity,  # type: ignore[arg-type]
+        engine=engine,  # type: ignore[arg-type]
     )
 
 

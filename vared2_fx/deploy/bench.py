@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from vared2_fx.config import EngineName
 from vared2_fx.deploy.deployed import Deployed
 from vared2_fx.deploy.files import versions
 from vared2_fx.deploy.make import deploy, example_args
 from vared2_fx.deploy.speed import BenchResult, Timed
 from vared2_fx.errors import DeployError
 from vared2_fx.passes.deploy.follow import follow
-from vared2_fx.passes.deploy.pipeline import EngineName, Precision, own_copy
+from vared2_fx.passes.deploy.pipeline import Precision, own_copy
 from vared2_fx.passes.shapes import Inputs, clips_of, total_macs
 from vared2_fx.report.environment import processor
 from vared2_fx.turns import in_turns

@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
+from vared2_fx.config import EngineName
 from vared2_fx.deploy.engines import Engine
 from vared2_fx.deploy.parity import Parity
 from vared2_fx.deploy.signature import Signature
 from vared2_fx.errors import DeployError
-from vared2_fx.passes.deploy.pipeline import EngineName, Precision
+from vared2_fx.passes.deploy.pipeline import Precision
 
 
 @dataclass(frozen=True, kw_only=True)

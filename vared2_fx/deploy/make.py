@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
 from vared2_fx import zoo
+from vared2_fx.config import EngineName
 from vared2_fx.convert import conversion
 from vared2_fx.deploy.deployed import Deployed
 from vared2_fx.deploy.engines import BY_NAME, Engine, Settings
@@ -15,7 +16,7 @@ from vared2_fx.deploy.parity import compare
 from vared2_fx.deploy.program import Program, first_line, programs
 from vared2_fx.errors import ConvertError, DeployError, ZooError
 from vared2_fx.modes import evaluating, unchanged
-from vared2_fx.passes.deploy.pipeline import ENGINES, PRECISIONS, EngineName, Precision, own_copy, prepare_own
+from vared2_fx.passes.deploy.pipeline import ENGINES, PRECISIONS, Precision, own_copy, prepare_own
 from vared2_fx.passes.leaves import leaves
 from vared2_fx.passes.shapes import Inputs, as_args
 from vared2_fx.wrappers import unwrapped

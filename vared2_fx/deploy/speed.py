@@ -4,7 +4,8 @@ import json
 import textwrap
 from dataclasses import asdict, dataclass
 
-from vared2_fx.passes.deploy.pipeline import EngineName, Precision
+from vared2_fx.config import EngineName
+from vared2_fx.passes.deploy.pipeline import Precision
 from vared2_fx.tables import by, si, text_table
 
 SCHEMA, VERSION, WIDTH = "vared2_fx.bench", 1, 100

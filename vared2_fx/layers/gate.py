@@ -4,7 +4,7 @@ N clips, C channels, T frames, H height, W width; J frame strides, I channel sha
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vared2_fx.config import GateKind
 from vared2_fx.errors import ConvertError
-from vared2_fx.layers.geometry import ChoiceGrid, Size
+from vared2_fx.layers.geometry import Choice, ChoiceGrid, Size
 
 _POOL_CELLS = 8
 _PATCH = 2
@@ -72,6 +72,7 @@ class Gate(nn.Module):
     """
 
     temperature: Tensor
+    runs: Tensor | None
 
     def __init__(
         self,
@@ -104,6 +105,7 @@ class Gate(nn.Module):
         self.norm = nn.BatchNorm1d(hidden)
         self.out = nn.Linear(hidden, num_entries)
         self.register_buffer("temperature", torch.tensor(1.0))
+        self.register_buffer("runs", None, persistent=False)
         self._start_full()
 
     def _start_full(self) -> None:
@@ -131,6 +133,8 @@ class Gate(nn.Module):
         entries = self._fixed_entries(x)
         if entries is not None:
             return entries
+        if self._always_full():
+            return self._entries(x, 0, 0)
         z = self.logits(self.standardised(self.look(x)))
         z = z.nan_to_num(nan=0.0)  # features that overflowed decide nothing: evaluation computes everything
         num_strides = len(self.grid.frame_strides)
@@ -138,10 +142,35 @@ class Gate(nn.Module):
         if not all(offered):
             offered += [True] * len(self.grid.channel_shares)
             z = z.masked_fill(~torch.tensor(offered, device=z.device), -math.inf)
-        return torch.cat([self._weigh(z[:, :num_strides]), self._weigh(z[:, num_strides:])], dim=1)
+        decision = torch.cat([self._weigh(z[:, :num_strides]), self._weigh(z[:, num_strides:])], dim=1)
+        return decision if self.runs is None or self.training else self._replaced(decision, self.runs)
+
+    def run_in_full(self, choices: Collection[Choice]) -> None:
+        """Let clips whose decision, in evaluation, is one of these have the full choice; all others as they are.
+
+        Not saved. A gate that has nothing left to decide looks at nothing.
+        """
+        full = [0 if choice in choices else place for place, choice in enumerate(self.grid.all())]
+        self.runs = torch.tensor(full, device=self.temperature.device) if choices else None
+
+    def taken(self, choice: Choice) -> Choice:
+        """What is computed for a decision of `choice`: that, or everything."""
+        return choice if self.runs is None else self.grid.all()[int(self.runs[self.grid.all().index(choice)])]
+
+    def _always_full(self) -> bool:
+        return not self.training and self.runs is not None and not self.runs.any()
+
+    def _replaced(self, decision: Tensor, runs: Tensor) -> Tensor:
+        """(N, J + I) one-hot, as `runs` says."""
+        num_strides, num_shares = len(self.grid.frame_strides), len(self.grid.channel_shares)
+        place = runs[decision[:, :num_strides].argmax(1) * num_shares + decision[:, num_strides:].argmax(1)]
+        one_hot = F.one_hot(place // num_shares, num_strides), F.one_hot(place % num_shares, num_shares)
+        return torch.cat(one_hot, dim=1).to(decision.dtype)
 
     def macs(self, in_size: Size) -> int:
         """Operations for one clip: one per map value looked at, cell, feature, and weight of the two layers."""
+        if self._always_full():
+            return 0
         t, h, w = in_size
         (rows, patch_h), (columns, patch_w) = _patches(h), _patches(w)
         cells = t * len(rows) * len(columns) * (self.hidden.in_features // (_VIEWS * self.num_bins))
@@ -152,8 +181,12 @@ class Gate(nn.Module):
         index = _fixed.get().get(self)
         if index is None:
             return None
+        return self._entries(x, *index)
+
+    def _entries(self, x: Tensor, j: int, i: int) -> Tensor:
+        """(N, J + I): the choice (j, i) for every clip."""
         row = torch.zeros(self.out.out_features, dtype=self.out.weight.dtype, device=x.device)
-        row[index[0]] = row[len(self.grid.frame_strides) + index[1]] = 1.0
+        row[j] = row[len(self.grid.frame_strides) + i] = 1.0
         return row.expand(x.shape[0], -1)
 
     def standardised(self, features: Tensor) -> Tensor:

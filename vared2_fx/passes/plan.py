@@ -69,6 +69,8 @@ class PlanRegion:
     """Of a run of layers: path of the module around them."""
     nodes: tuple[PlanNode, ...] = ()
     """Of a run of layers: the value that it reads, then those that it computes, in order."""
+    why: str = ""
+    """Why it is this run of layers and no other, in words; empty where the config said so."""
 
     @property
     def operation(self) -> str:
@@ -156,6 +158,9 @@ class Plan:
         reach = [str(self.reach)] if self.reach is not None and self.converted else []
         notes = [f"static, {code}: {detail}" for code, detail in sorted({(e.reason, e.detail) for e in self.skipped})]
         lines = [line for note in notes for line in textwrap.wrap(note, 100, subsequent_indent="  ")]
+        for why in dict.fromkeys(region.why for region in self.regions if region.why):
+            paths = ", ".join(region.path for region in self.regions if region.why == why)
+            lines += textwrap.wrap(f"{why}: {paths}", 100, subsequent_indent="  ", break_on_hyphens=False)
         lines += [] if self.converted else [f"Nothing worth converting, because {self.why_nothing}."]
         lines += [f"not followed: {text}" for text in together(self.untraced)]
         return "\n".join([head, *reach, text_table(columns, rows), *self._runs(), *lines])

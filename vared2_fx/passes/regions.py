@@ -29,6 +29,7 @@ Reason = Literal[
     "hooks",
     "no_block",
     "no_choice",
+    "not_faster",
     "not_worth_it",
     "padding",
     "parametrized",

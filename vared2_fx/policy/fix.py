@@ -31,7 +31,8 @@ def policy(dynamic: fx.GraphModule, choices: Choices) -> Iterator[dict[str, Choi
 
     Args:
         dynamic: a converted network, maybe inside a wrapper.
-        choices: (R, r) by path pattern; a region that does not offer its choice takes the nearest one.
+        choices: (R, r) by path pattern; a region that does not offer its choice takes the nearest one, one in which
+            the choice does not pay (`autotune`) the full one.
 
     Yields:
         The choice of each region that a pattern names.
@@ -39,8 +40,9 @@ def policy(dynamic: fx.GraphModule, choices: Choices) -> Iterator[dict[str, Choi
     Raises:
         ConvertError: a pattern matches no region, or `dynamic` holds none.
     """
-    found = regions(_converted("policy", dynamic))
-    taken = resolve_choices({path: region.grid for path, region in found.items()}, choices)
+    found = regions(converted("policy", dynamic))
+    named = resolve_choices({path: region.grid for path, region in found.items()}, choices)
+    taken = {path: found[path].gate.taken(choice) for path, choice in named.items()}
     with fixed_decisions({found[path].gate: found[path].grid.index(choice) for path, choice in taken.items()}):
         yield taken
 
@@ -67,7 +69,7 @@ def specialize(dynamic: fx.GraphModule, choices: Choices, *, share_weights: bool
     Raises:
         ConvertError: a pattern matches no region, or `dynamic` holds none.
     """
-    dynamic = _converted("specialize", dynamic)
+    dynamic = converted("specialize", dynamic)
     grids = {path: region.grid for path, region in regions(dynamic).items()}
     static = fix_choices(dynamic, dict.fromkeys(grids, FULL) | resolve_choices(grids, choices))
     return static if share_weights else cast("fx.GraphModule", copy_model(static))
@@ -87,7 +89,7 @@ def unload(dynamic: fx.GraphModule) -> nn.Module:
     Raises:
         ConvertError: `dynamic` holds no dynamic region, so that nothing of it can be undone.
     """
-    original = cast("fx.GraphModule", copy_model(remove_gates(_converted("unload", dynamic))))
+    original = cast("fx.GraphModule", copy_model(remove_gates(converted("unload", dynamic))))
     original.meta.pop(CONVERSION, None)
     vars(original).pop(CONVERSION, None)
     whole: nn.Module | None = original._modules.get(WHOLE)
@@ -113,8 +115,12 @@ def resolve_choices(grids: Mapping[str, ChoiceGrid], choices: Choices) -> dict[s
     return taken
 
 
-def _converted(where: str, dynamic: nn.Module) -> fx.GraphModule:
-    """`dynamic` without its wrappers."""
+def converted(where: str, dynamic: nn.Module) -> fx.GraphModule:
+    """`dynamic` without its wrappers and outputs of decisions.
+
+    Raises:
+        ConvertError: it holds no dynamic region; the text begins with `where`.
+    """
     network = unwrapped(dynamic)
     if isinstance(network, fx.GraphModule):
         network = without_decisions(network)

@@ -18,12 +18,17 @@ def environment(dynamic: nn.Module) -> Environment:
         vared2_fx=vared2_fx.__version__,
         torch=torch.__version__,
         python=platform.python_version(),
-        processor=torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        processor=device_name(device),
         device=str(device),
         threads=torch.get_num_threads(),
         dtype=str(first.dtype).removeprefix("torch."),
         layout=layout(dynamic),
     )
+
+
+def device_name(device: torch.device) -> str:
+    """What computes there."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 
 def processor() -> str:

@@ -17,12 +17,14 @@ def to_markdown(report: CompressionReport) -> str:
     parts += [f"\n> interrupted; missing: {text(missing)}" for missing in report.missing]
     parts += [f"\n> {text(note)}" for note in report.notes]
     parts += ["", *table(("", ">original", ">dynamic", ">change"), _totals(report))]
-    rows = [_row(stage.name, stage.layers) for stage in stages(report.dynamic)]
-    parts += ["", *table(("stage", ">MACs", ">cost", ">+params", ">ms"), rows)]
-    if len(rows) < len(report.dynamic):
-        rows = [_row(layer.path, [layer]) for layer in report.dynamic]
+    rows, found = [_row(layer.path, [layer]) for layer in report.dynamic], stages(report.dynamic)
+    columns = (">MACs", ">cost", ">+params", ">ms")
+    if len(found) < len(rows):
+        parts += ["", *table(("stage", *columns), [_row(stage.name, stage.layers) for stage in found])]
         parts += ["", f"<details><summary>{len(rows)} layers</summary>", ""]
-        parts += [*table(("layer", ">MACs", ">cost", ">+params", ">ms"), rows), "", "</details>"]
+        parts += [*table(("layer", *columns), rows), "", "</details>"]
+    else:
+        parts += ["", *table(("layer", *columns), rows)]
     if report.alarms:
         parts += ["", f"<details><summary>{len(report.alarms)} alarms</summary>", ""]
         for alarm in report.alarms[: 4 * FEW]:

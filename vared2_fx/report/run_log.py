@@ -122,7 +122,7 @@ def read_run(folder: str | Path) -> RunLog:
     for number, line in enumerate(lines, start=1):
         try:
             epochs.append(_epoch(json.loads(line)))
-        except (ValueError, TypeError, KeyError) as exc:
+        except (ValueError, TypeError, AttributeError) as exc:
             if number == len(lines) and epochs and isinstance(exc, json.JSONDecodeError):
                 notes.append("The last line is not finished; it is left out.")
                 break
@@ -150,8 +150,8 @@ def _epoch(document: Any) -> EpochLog:
         raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
     for name, value in document.items():
         if name == "layers":
-            for layer in value.values():
-                float(layer["share"]), float(layer["entropy"])
+            if not isinstance(value, dict) or any(layer.keys() != {"share", "entropy"} for layer in value.values()):
+                raise TypeError("layers are no shares and entropies")
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name} is {value!r:.40}")
     return EpochLog(**document)

@@ -19,7 +19,7 @@ from vared2_fx.passes.leaves import inner_regions
 from vared2_fx.passes.shapes import Interpreter
 from vared2_fx.policy.fix import specialize
 from vared2_fx.report.numbers import Latency, RebuildError, Timing
-from vared2_fx.turns import in_turns
+from vared2_fx.turns import in_turns, wait_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,14 +146,9 @@ def _error(part: Tensor, full: Tensor) -> float:
 def _in_turns(
     samples: Repetitions, dense: Callable[[], Any], dynamic: Callable[[], Any], repeats: int, device: torch.device
 ) -> None:
-    times = in_turns({"dense": dense, "dynamic": dynamic}, rounds=repeats, wait=partial(_wait, device))
+    times = in_turns({"dense": dense, "dynamic": dynamic}, rounds=repeats, wait=partial(wait_for, device))
     samples.dense.append(times["dense"])
     samples.dynamic.append(times["dynamic"])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _latency(clips: list[list[float]]) -> Latency:

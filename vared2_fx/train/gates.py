@@ -26,7 +26,9 @@ from vared2_fx.policy.statistics import clip_macs, dense_macs
 from vared2_fx.train.evaluate import check_scores
 from vared2_fx.train.variants import uniform_choices
 
-_STEPS, _LR, _WEIGHT_DECAY = 400, 1e-2, 3.0
+_STEPS, _BATCH, _LR, _WEIGHT_DECAY = 400, 512, 1e-2, 3.0
+_PRICED = 0.9
+"""Weight of the expected price at the last step; by itself it holds gates at a choice between two."""
 _NOISE = 0.7
 """Added to the standardised features, in standard deviations: some hundred clips are soon known by heart."""
 _LOST = 3.0
@@ -155,7 +157,7 @@ class _Look:
 
 
 def _key(clip: Tensor) -> bytes:
-    return hashlib.blake2b(clip.contiguous().cpu().view(torch.uint8).numpy(), digest_size=16).digest()
+    return hashlib.blake2b(clip.contiguous().cpu().view(torch.uint8).numpy().tobytes(), digest_size=16).digest()
 
 
 @contextmanager
@@ -173,7 +175,7 @@ def _watched(gates: dict[str, Gate], seen: dict[str, list[Tensor]]) -> Iterator[
 
 
 def _regress(gate: Gate, features: Tensor, prices: Tensor, ladder: list[Choice], *, first: bool) -> None:
-    """Full-batch AdamW on the gate's two layers; its norms keep the statistics of the first round.
+    """AdamW on the gate's two layers; its norms keep the statistics of the first round.
 
     Features (N, F), prices (N, choices).
     """
@@ -196,14 +198,17 @@ def _regress(gate: Gate, features: Tensor, prices: Tensor, ladder: list[Choice],
     parameters = [p for part in (gate.hidden, gate.norm, gate.out) for p in part.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=_LR, weight_decay=_WEIGHT_DECAY)
     best = table.flatten(1).argmin(1)
+    stride, share = best // table.shape[2], best % table.shape[2]
     for step in range(_STEPS):
-        z = gate.logits((seen + _NOISE * torch.randn_like(seen)).to(gate.out.weight.dtype)).float()
-        strides, shares = z.split(list(table.shape[1:]), 1)
-        price = torch.einsum("nij,ni,nj->n", table, strides.softmax(1), shares.softmax(1)).mean()
-        # The price alone stays with the first choice that is better than the full one: a softmax soon knows no other.
-        wrong = F.cross_entropy(strides, best // table.shape[2]) + F.cross_entropy(shares, best % table.shape[2])
+        some = torch.randperm(len(seen))[:_BATCH].to(seen.device)
+        clips = seen[some]
+        z = gate.logits((clips + _NOISE * torch.randn_like(clips)).to(gate.out.weight.dtype)).float()
+        strides, shares = z[:, : table.shape[1]], z[:, table.shape[1] :]
+        price = torch.einsum("nij,ni,nj->n", table[some], strides.softmax(1), shares.softmax(1)).mean()
+        # From the price alone a softmax that has settled on a choice soon knows no better one.
+        wrong = F.cross_entropy(strides, stride[some]) + F.cross_entropy(shares, share[some])
         optimizer.zero_grad()
-        wrong.lerp(price, step / _STEPS).backward()  # type: ignore[no-untyped-call]
+        wrong.lerp(price, _PRICED * step / _STEPS).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     optimizer.zero_grad()
     gate.train(training)

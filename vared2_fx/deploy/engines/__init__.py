@@ -1,11 +1,11 @@
 """One engine per file; imported when they are asked for."""
 
+from vared2_fx.config import EngineName
 from vared2_fx.deploy.engines.base import Engine, Settings
 from vared2_fx.deploy.engines.compiled import CompileEngine
 from vared2_fx.deploy.engines.eager import TorchEngine
 from vared2_fx.deploy.engines.onnx_runtime import OnnxEngine
 from vared2_fx.deploy.engines.open_vino import OpenVinoEngine
-from vared2_fx.passes.deploy.pipeline import EngineName
 
 __all__ = ["BY_NAME", "Engine", "Settings"]
 

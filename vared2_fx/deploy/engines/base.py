@@ -10,9 +10,10 @@ from types import ModuleType
 from torch import Tensor
 from typing_extensions import Self
 
+from vared2_fx.config import EngineName
 from vared2_fx.deploy.program import Program
 from vared2_fx.errors import DeployError
-from vared2_fx.passes.deploy.pipeline import EngineName, Precision
+from vared2_fx.passes.deploy.pipeline import Precision
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
+from vared2_fx.config import EngineName
 from vared2_fx.deploy.engines.base import Settings
 from vared2_fx.deploy.engines.eager import TorchEngine
 from vared2_fx.errors import DeployError
-from vared2_fx.passes.deploy.pipeline import EngineName
 
 MAX_SHAPES = 8
 """As many shapes as torch compiles for one function before it runs others uncompiled (`recompile_limit`)."""

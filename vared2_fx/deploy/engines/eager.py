@@ -12,10 +12,10 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_unflatten
 from typing_extensions import Self
 
+from vared2_fx.config import EngineName
 from vared2_fx.deploy.engines.base import Engine, Settings
 from vared2_fx.deploy.program import Program
 from vared2_fx.passes.deploy.onednn import onednn_convs
-from vared2_fx.passes.deploy.pipeline import EngineName
 from vared2_fx.passes.deploy.skipping_convs import skipping_convs
 
 FILE = "program.pt2"

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from vared2_fx.config import EngineName
 from vared2_fx.deploy.engines.base import Engine, Settings, need
 from vared2_fx.deploy.program import Program, quiet_export
 from vared2_fx.errors import DeployError
-from vared2_fx.passes.deploy.pipeline import EngineName
 
 FILE = "model.onnx"
 OPSET = 18

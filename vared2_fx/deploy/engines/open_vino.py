@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from vared2_fx.config import EngineName
 from vared2_fx.deploy.engines.base import Engine, Settings, need
 from vared2_fx.deploy.program import Program
 from vared2_fx.errors import DeployError
-from vared2_fx.passes.deploy.pipeline import EngineName
 
 FILE, WEIGHTS_FILE = "model.xml", "model.bin"
 MAX_SHAPES = 8

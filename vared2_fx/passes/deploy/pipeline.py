@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 from torch import fx, nn
 
+from vared2_fx.config import EngineName
 from vared2_fx.errors import ConvertError, DeployError
 from vared2_fx.layers import DynamicRegion, Gate, SelfGated
 from vared2_fx.modes import unchanged
@@ -24,7 +25,6 @@ from vared2_fx.passes.shapes import Inputs, as_args
 from vared2_fx.passes.trace import copy_model
 from vared2_fx.wrappers import unwrapped
 
-EngineName = Literal["torch", "compile", "onnx", "openvino"]
 Precision = Literal["fp32", "bf16"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
