@@ -22,7 +22,13 @@ def flow(nodes: Sequence[GraphNode], layers: Sequence[LayerReport]) -> Markup:
         return Markup("")
     width = max(x for x, _ in places.values()) + _COLUMN / 2 + 8
     height = max(y for _, y in places.values()) + _ROW
-    edges = [_edge(places[source], places[node.name]) for node in nodes for source in node.reads if source in places]
+    boxes = {node.name: node.name in numbers for node in nodes}
+    edges = [
+        _edge(places[source], places[node.name], _half(boxes[source]), _half(boxes[node.name]))
+        for node in nodes
+        for source in node.reads
+        if source in places
+    ]
     points = [_point(node, places[node.name], numbers.get(node.name), layers) for node in nodes]
     label = f"Graph of the network: {len(numbers)} layers from input to output. Each layer is a link to its card."
     return tag(
@@ -63,8 +69,7 @@ def _spread(rows: Mapping[str, int], order: Mapping[str, float], graph: "nx.DiGr
     for row in sorted(in_row):
         taken: set[int] = set()
         for name in sorted(in_row[row], key=lambda name: order[name]):
-            wanted = min((columns[source] for source in graph.predecessors(name)), default=0)
-            column = wanted if len(in_row[row]) > 1 or wanted else 0
+            column = min((columns[source] for source in graph.predecessors(name)), default=0)
             if len(in_row[row]) == 1:
                 column = 0
             while column in taken:
@@ -74,9 +79,14 @@ def _spread(rows: Mapping[str, int], order: Mapping[str, float], graph: "nx.DiGr
     return {name: (_COLUMN / 2 + 8 + columns[name] * _COLUMN, _ROW * (0.75 + rows[name])) for name in rows}
 
 
-def _edge(start: tuple[float, float], end: tuple[float, float]) -> Markup:
+def _half(box: bool) -> float:
+    """Half the height of a box; of a dot or a word."""
+    return _HIGH / 2 if box else 7.0
+
+
+def _edge(start: tuple[float, float], end: tuple[float, float], below: float, above: float) -> Markup:
     (x, y), (to_x, to_y) = start, end
-    y, to_y = y + _HIGH / 2, to_y - _HIGH / 2
+    y, to_y = y + below, to_y - above
     if x == to_x and to_y - y > _ROW:  # past others in the same column
         side = x + _WIDE / 2 + 12
         path = f"M{x:.0f} {y:.0f} C{side:.0f} {y + 14:.0f} {side:.0f} {to_y - 14:.0f} {to_x:.0f} {to_y:.0f}"

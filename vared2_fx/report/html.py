@@ -23,11 +23,13 @@ NUM_BINS = 24
 
 def to_html(report: CompressionReport) -> str:
     """The page of a report, see `CompressionReport.to_html`."""
+    sensitive = any(layer.sensitivity is not None for layer in report.layers)
     return render(
         "report.html.j2",
         title=f"{report.network}: what it computes",
         report=report,
-        rows=[_row(report, number, layer) for number, layer in enumerate(report.layers)],
+        rows=[_row(report, number, layer, sensitive) for number, layer in enumerate(report.layers)],
+        sensitive=sensitive,
         offered={
             "strides": "/".join(f"{value:g}" for value in _values(report, "frame_stride")),
             "shares": "/".join(f"{value:g}" for value in _values(report, "channel_share")),
@@ -82,7 +84,7 @@ def safe_json(value: Any) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
-def _row(report: CompressionReport, number: int, layer: LayerReport) -> Mapping[str, Any]:
+def _row(report: CompressionReport, number: int, layer: LayerReport, sensitive: bool) -> Mapping[str, Any]:
     """A line of the table: texts, and the numbers that it is sorted by."""
     dynamic, timing, alone = layer.kind == "dynamic", layer.timing, layer.sensitivity
     error, computed = layer.mean_rebuild_error, layer.computed_macs
@@ -100,8 +102,9 @@ def _row(report: CompressionReport, number: int, layer: LayerReport) -> Mapping[
         (si(layer.params_added) if dynamic else "", layer.params_added if dynamic else None),
         (f"{timing.dense.ms:.1f} → {timing.dynamic.ms:.1f}", timing.ratio) if timing else ("", None),
         _number(None if error is None else 100 * error, "{:.1f} %"),
-        _number(None if alone is None else 100 * alone.drift, "{:.1f} %"),
     ]
+    if sensitive:
+        cells.append(_number(None if alone is None else 100 * alone.drift, "{:.1f} %"))
     return {"number": number, "layer": layer, "cells": cells, "alarms": codes}
 
 
@@ -209,7 +212,7 @@ def _example(report: CompressionReport, example: Example) -> Mapping[str, Any]:
         "frames": example.frames,
         "about": "; ".join(text for text in (label, answer) if text),
         "decisions": f"{frames} of {len(example.choices)} layers skip frames, {channels} skip channels",
-        "map": heat_map([("", cells)], label="What each layer computed, darker is more", row_height=22),
+        "map": heat_map([("", cells)], label="What each layer computed, stronger is more", row_height=22),
     }
 
 

@@ -28,7 +28,7 @@ def scan_page(plan: Plan, path: str | Path | None = None, *, redundancy: Mapping
         plan=plan,
         reach=plan.reach,
         eligible=inside / plan.macs if plan.macs else None,
-        rows=[_row(plan, number, entry, redundancy or {}) for number, entry in enumerate(plan.entries)],
+        rows=[_row(plan, number, entry, redundancy) for number, entry in enumerate(plan.entries)],
         has_redundancy=redundancy is not None,
         depth=_depth(plan),
         reasons=_reasons(plan),
@@ -51,15 +51,16 @@ def _cheapest(plan: Plan, entry: PlanEntry) -> float | None:
     return (min(region.choice_macs) + (region.gate_macs or 0)) / max(1, region.choice_macs[0])
 
 
-def _row(plan: Plan, number: int, entry: PlanEntry, redundancy: Mapping[str, float]) -> Mapping[str, Any]:
+def _row(plan: Plan, number: int, entry: PlanEntry, redundancy: Mapping[str, float] | None) -> Mapping[str, Any]:
     share, cheapest = _share(plan, entry), _cheapest(plan, entry)
-    found = redundancy.get(entry.path)
     cells = [
         ("" if entry.macs is None else si(entry.macs), entry.macs),
         ("" if share is None else percent(share), share),
         ("" if cheapest is None else percent(cheapest), cheapest),
-        ("" if found is None else f"{found:.2f}", found),
     ]
+    if redundancy is not None:
+        found = redundancy.get(entry.path)
+        cells.append(("" if found is None else f"{found:.2f}", found))
     what = "converts" if entry.converts else f"static: {entry.reason}"
     if entry.region and entry.region != entry.path:
         what = f"in {entry.region}"
