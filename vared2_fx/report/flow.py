@@ -45,7 +45,7 @@ def flow(nodes: Sequence[GraphNode], layers: Sequence[LayerReport]) -> Markup:
 
 
 def _places(nodes: Sequence[GraphNode]) -> Mapping[str, tuple[float, float]]:
-    """Centres of the points: a row for each step from the input, by networkx's multipartite layout."""
+    """Centres of the points: a row for each step from the input, columns as `_columns` gives them."""
     graph = nx.DiGraph()
     graph.add_nodes_from(node.name for node in nodes)
     graph.add_edges_from((source, node.name) for node in nodes for source in node.reads if source in graph)
@@ -55,28 +55,32 @@ def _places(nodes: Sequence[GraphNode]) -> Mapping[str, tuple[float, float]]:
     rows: dict[str, int] = {}
     for row, names in enumerate(nx.topological_generations(graph)):
         rows.update(dict.fromkeys(names, row))
-    nx.set_node_attributes(graph, rows, "row")
-    layout = nx.multipartite_layout(graph, subset_key="row", align="horizontal", scale=1.0) if rows else {}
-    return _spread(rows, {name: float(place[0]) for name, place in layout.items()}, graph)
+    left: dict[str, int] = {}
+    for name in reversed(list(nx.topological_sort(graph))):
+        left[name] = 1 + max((left[reader] for reader in graph.successors(name)), default=0)
+    columns = _columns(rows, left, graph)
+    return {name: (_COLUMN / 2 + 8 + columns[name] * _COLUMN, _ROW * (0.75 + rows[name])) for name in rows}
 
 
-def _spread(rows: Mapping[str, int], order: Mapping[str, float], graph: "nx.DiGraph") -> dict[str, tuple[float, float]]:
-    """Columns of equal width; in a row of several, points stand nearest to the column that they read from."""
+def _columns(rows: Mapping[str, int], left: Mapping[str, int], graph: "nx.DiGraph") -> dict[str, int]:
+    """In a row of several the one with the longest way to the output keeps the column that it comes from.
+
+    networkx's own layouts order a row at random, which crosses edges.
+    """
     columns: dict[str, int] = {}
     in_row: dict[int, list[str]] = {}
-    for name, row in rows.items():
-        in_row.setdefault(row, []).append(name)
+    for name in graph:
+        in_row.setdefault(rows[name], []).append(name)
     for row in sorted(in_row):
         taken: set[int] = set()
-        for name in sorted(in_row[row], key=lambda name: order[name]):
+        for name in sorted(in_row[row], key=lambda name: -left[name]):
             column = min((columns[source] for source in graph.predecessors(name)), default=0)
-            if len(in_row[row]) == 1:
-                column = 0
+            column = 0 if len(in_row[row]) == 1 else column
             while column in taken:
                 column += 1
             taken.add(column)
             columns[name] = column
-    return {name: (_COLUMN / 2 + 8 + columns[name] * _COLUMN, _ROW * (0.75 + rows[name])) for name in rows}
+    return columns
 
 
 def _half(box: bool) -> float:
