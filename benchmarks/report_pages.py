@@ -49,8 +49,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         before, after = train(folder)
-        comparison, run = vr.compare(before, after), vr.read_run(folder / "run")
-        parts = [str(after), str(comparison), str(replace(run, folder="runs/demo"))]
+        comparison, run = vr.compare(before, after), replace(vr.read_run(folder / "run"), folder="runs/demo")
+        parts = [str(after), str(comparison), str(run)]
         (RESULTS / "report.txt").write_text("\n\n".join([*parts, str(machine())]) + "\n")
         print(*parts, sep="\n\n")
         after.to_html(folder / "report.html")
@@ -82,7 +82,8 @@ def take_pictures(folder: Path, chromium: str) -> None:
             ("run", "run", light, ""),
             ("scan", "scan", light, ""),
         ):
-            page = browser.new_page(**options)
+            size = {"width": options["viewport"]["width"], "height": 1500} if part == "#clips" else options["viewport"]
+            page = browser.new_page(**{**options, "viewport": size})
             page.goto((folder / f"{source}.html").as_uri())
             if part == "dialog":
                 page.locator("button.open").nth(1).click()
