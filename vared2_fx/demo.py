@@ -32,7 +32,9 @@ SPLITS = {"train": (40, 1), "val": (60, 2), "test": (30, 3)}
 CONVERT = ConvertConfig(channel_shares=(1.0, 0.75), exclude=("stem.*", "stage*.shortcut.*"))
 """Not the stem, whose gate would see nothing but pixels, nor the shortcuts, which are too small to be worth a gate's
 time."""
-FINETUNE = FinetuneConfig(schedule="variants_first", epochs=6, own_share=0.34, lr=3e-4, gate_lr=3e-4)
+FINETUNE = FinetuneConfig(
+    schedule="variants_first", epochs=5, own_share=0.2, gate_loss_weight=5.0, lr=3e-4, gate_lr=3e-4
+)
 
 _MARK = ".vared2_demo"
 
@@ -82,9 +84,10 @@ def run_demo(out: Path, *, seed: int = 0, say: Say = print) -> CompressionReport
     (out / "report.json").write_text(made.to_json())
     (out / "report.csv").write_text(made.to_csv())
     (out / "report.txt").write_text(f"{made}\n")
+    made.to_html(out / "report.html")
     (out / "demo.json").write_text(json.dumps(_summary(before, after, made, time.perf_counter() - start), indent=1))
     say(f"\n{made}")
-    say(f"\nWrote report.txt, report.json, report.csv and the network (dynamic/) into {out}.")
+    say(f"\nWrote report.html, .txt, .json, .csv and the network (dynamic/) into {out}.")
     say(f"Whole demo: {time.perf_counter() - start:.0f} s.")
     return made
 
