@@ -125,7 +125,8 @@ def main() -> None:
         print(json.dumps(measure(args.one, args.clips, args.batch_size)))
         return
     options = (f"--clips={args.clips}", f"--batch-size={args.batch_size}", f"--threads={args.threads}")
-    write("report_cost", {name: in_own_process(__file__, f"--one={name}", *options) for name in args.networks})
+    for name in args.networks:
+        write(f"report_cost_{name}", in_own_process(__file__, f"--one={name}", *options))
 
 
 if __name__ == "__main__":
