@@ -209,7 +209,7 @@ class FinetuneConfig:
 
     own_share: float = 0.0
     """With `variants_first`: share of the epochs, the last ones, that train the weights under the decisions of fitted
-    gates, which are fitted again after each."""
+    gates, which are fitted again at the end."""
 
     gate_loss_weight: float = 3.0
     """With `variants_first`: what a loss of 1 counts for the gates beside the share of the multiply-adds; the larger,

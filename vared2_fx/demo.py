@@ -33,7 +33,7 @@ CONVERT = ConvertConfig(channel_shares=(1.0, 0.75), exclude=("stem.*", "stage*.s
 """Not the stem, whose gate would see nothing but pixels, nor the shortcuts, which are too small to be worth a gate's
 time."""
 FINETUNE = FinetuneConfig(
-    schedule="variants_first", epochs=5, own_share=0.2, gate_loss_weight=5.0, lr=3e-4, gate_lr=3e-4
+    schedule="variants_first", epochs=6, own_share=0.34, gate_loss_weight=5.0, lr=3e-4, gate_lr=3e-4
 )
 
 _MARK = ".vared2_demo"

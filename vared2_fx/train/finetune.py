@@ -117,6 +117,7 @@ class _Run:
         variants_first = config.schedule == "variants_first"
         own_epochs = min(config.epochs - 1, round(config.own_share * config.epochs))
         self.first_fit = config.epochs - own_epochs if variants_first else config.epochs + 1
+        self.fits = {self.first_fit, config.epochs} if variants_first else set()
         self.folder = RunFolder(config, self.accelerator)
         self.dense: dict[tuple[int, ...], int] = {}
         self.history: list[EpochLog] = []
@@ -133,8 +134,10 @@ class _Run:
             for epoch in range(len(self.history), self.config.epochs + 1):
                 start = time.perf_counter()
                 meter = self._train_epoch(epoch, bar)
-                if epoch >= self.first_fit:
+                if epoch in self.fits:
                     self._fit_gates()
+                elif epoch > self.first_fit:
+                    self._recalibrate()
                 self._finish_epoch(epoch, meter, time.perf_counter() - start)
         self.dynamic.load_state_dict(self.best_weights)
         self.dynamic.eval()

@@ -195,8 +195,10 @@ def _regress(gate: Gate, features: Tensor, prices: Tensor, ladder: list[Choice],
             var.copy_(features.var(0, unbiased=False) + 1e-4)  # a feature that is constant here need not be elsewhere
             gate.out.bias.zero_()  # no choice is ahead of the others, as the full one was
         seen = gate.standardised(features.to(gate.out.weight.dtype)).float()
-    parameters = [p for part in (gate.hidden, gate.norm, gate.out) for p in part.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=_LR, weight_decay=_WEIGHT_DECAY)
+    decayed = [gate.hidden.weight, gate.out.weight]
+    free = [*gate.norm.parameters(), gate.hidden.bias, gate.out.bias]  # with decay, not even one choice for all is sure
+    groups = [{"params": decayed, "weight_decay": _WEIGHT_DECAY}, {"params": free, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=_LR)
     best = table.flatten(1).argmin(1)
     stride, share = best // table.shape[2], best % table.shape[2]
     for step in range(_STEPS):
