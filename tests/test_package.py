@@ -11,6 +11,7 @@ import pytest
 import vared2_fx as vr
 
 ROOT = Path(__file__).parent.parent
+PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "vared2_fx/report/page").iterdir())
 MODULES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "vared2_fx").rglob("*.py"))
 
 
@@ -47,7 +48,7 @@ def test_distributions_hold_every_module_and_the_weights(distributions):
     in_wheel = set(zipfile.ZipFile(wheel).namelist())
     with tarfile.open(sdist) as files:
         in_sdist = {name.split("/", 1)[1] for name in files.getnames() if "/" in name}
-    needed = {*MODULES, "vared2_fx/py.typed", "vared2_fx/zoo/weights/vared2_demo.safetensors"}
+    needed = {*MODULES, "vared2_fx/py.typed", "vared2_fx/zoo/weights/vared2_demo.safetensors", *PAGES}
     assert needed <= in_wheel
     assert needed <= in_sdist
     assert {name.split("/")[0] for name in in_wheel if not name.startswith("vared2_fx-")} == {"vared2_fx"}

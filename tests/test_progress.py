@@ -2,6 +2,8 @@
 
 import io
 import sys
+import threading
+import time
 
 import pytest
 
@@ -48,3 +50,17 @@ def test_an_error_ends_the_bar(monkeypatch):
 
     with pytest.raises(OSError, match="gone"):
         list(progress.track(breaks(), "Counting"))
+
+
+@pytest.mark.parametrize(
+    ("terminal", "quiet_s", "expected"), [(True, 0.0, True), (True, 60.0, False), (False, 0.0, False)]
+)
+def test_waiting(monkeypatch, terminal, quiet_s, expected):
+    shown = Terminal() if terminal else io.StringIO()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setattr(progress, "QUIET_S", quiet_s)
+    with progress.waiting("Converting"):
+        time.sleep(0.3)
+    assert ("Converting" in shown.getvalue()) == expected
+    assert not any(isinstance(thread, threading.Timer) for thread in threading.enumerate())

@@ -3,10 +3,12 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from threading import Timer
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 T = TypeVar("T")
 
@@ -30,6 +32,26 @@ def track(items: Iterable[T], description: str, *, enabled: bool = True) -> Iter
             if not progress.live.is_started and time.monotonic() - started > QUIET_S:
                 progress.start()
     finally:
+        progress.stop()
+
+
+@contextmanager
+def waiting(description: str) -> Iterator[None]:
+    """Show that something goes on, once the block takes more than two seconds, where stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    progress.add_task(description, total=None)
+    timer = Timer(QUIET_S, progress.start)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
         progress.stop()
 
 

@@ -140,6 +140,8 @@ class Branching(Net):
 def test_a_layer_that_never_ran():
     dynamic = convert(Branching().eval(), config=ConvertConfig(min_macs_share=0))
     made = report(dynamic, make_clip(2, 3, 4, 6, 6), timing_clips=1, timing_repeats=1, sensitivity=True)
+    (leaf,) = (node for node in made.graph if node.name == "whole_network")
+    assert leaf.reads == ("input",)
     row = next(layer for layer in made.layers if layer.path == "b")
     assert (row.dense_macs.num_clips, row.dense_macs.total, row.timing, row.choice_entropy) == (0, 0, None, None)
     assert codes(made, "b") == {"never_ran"}

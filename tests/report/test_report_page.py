@@ -63,7 +63,7 @@ def test_the_page_names_every_layer_and_clip(made):
         assert f">{layer.path}</button>" in page
     assert "a note." in page
     for number in range(6):
-        assert f">{number}.mp4</h4>" in page
+        assert f">videos/{number}.mp4</h4>" in page
     assert page.count('src="data:image/jpeg;base64,') == sum(len(example.frames) for example in made.examples) == 6 * 8
 
 

@@ -44,6 +44,7 @@ from vared2_fx.convert import conversion, convert
 from vared2_fx.errors import Vared2Error
 from vared2_fx.passes.shapes import Inputs
 from vared2_fx.policy.autotune import autotune as tune
+from vared2_fx.progress import waiting
 from vared2_fx.report import report as make_report
 
 MaybeNetwork = Annotated[
@@ -144,7 +145,8 @@ def report(
     notes = list(opened.notes)
     dynamic = opened.converted
     if dynamic is None:
-        dynamic = convert(opened.model, example_inputs(opened, frames=frames, size=size))
+        with waiting("Converting"):
+            dynamic = convert(opened.model, example_inputs(opened, frames=frames, size=size))
         notes.append("converted on the spot and not fine-tuned: every gate still computes everything.")
     place(dynamic, device)
     if autotune:

@@ -9,6 +9,7 @@ import typer
 from vared2_fx.cli.app import INTERRUPTED
 from vared2_fx.cli.output import say, show, show_json, write_text
 from vared2_fx.errors import Vared2Error
+from vared2_fx.progress import waiting
 from vared2_fx.report import CompressionReport, compare, merge, read_run
 from vared2_fx.report.compare import check_conditions
 
@@ -111,7 +112,9 @@ class Forms:
             report.to_html(self.html)
             say(f"wrote {self.html}")
         if self.plots is not None:
-            for path in report.save_plots(self.plots):
+            with waiting("Drawing plots"):
+                paths = report.save_plots(self.plots)
+            for path in paths:
                 say(f"wrote {path}")
         failures: tuple[str, ...] = ()
         if self.against is None:

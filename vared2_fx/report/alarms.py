@@ -26,7 +26,7 @@ def _of_network(report: CompressionReport) -> Iterator[Alarm]:
             code="slower",
             path="",
             text=f"the dynamic network takes {percent(totals.timing.ratio)} of the original's time on this machine; "
-            "granularity block or stage decides less often, and deploy leaves the gates out.",
+            "autotune computes in full what is slower, granularity block or stage decides less often.",
         )
     if totals.saved_share < 0:
         yield Alarm(code="costs_more", path="", text="gates and cheap operations cost more than is saved.")

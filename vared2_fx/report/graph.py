@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 from torch import fx
 
+from vared2_fx.passes.leaves import inner_calls
 from vared2_fx.report.document import GraphNode
 
 INPUT, OUTPUT = "input", "output"
@@ -11,6 +12,8 @@ INPUT, OUTPUT = "input", "output"
 
 def flow_graph(gm: fx.GraphModule, counted: Collection[str]) -> tuple[GraphNode, ...]:
     """Reduce a measured graph to its input, its counted operations, joins of several of them, and its output.
+
+    A module that torch.fx could not follow is a point, too; what runs inside has no place of its own.
 
     Args:
         gm: a graph whose nodes carry shapes.
@@ -35,12 +38,17 @@ def flow_graph(gm: fx.GraphModule, counted: Collection[str]) -> tuple[GraphNode,
                 name=path, operation=_kind(gm, node), reads=tuple(dict.fromkeys((*before, *reads)))
             )
             origins[node] = (path,)
-        elif len(reads) > 1 and "shape" in node.meta:
+        elif (len(reads) > 1 and "shape" in node.meta) or _is_leaf(gm, node):
             points[node.name] = GraphNode(name=node.name, operation=_kind(gm, node), reads=reads)
             origins[node] = (node.name,)
         else:
             origins[node] = reads
     return tuple(points.values())
+
+
+def _is_leaf(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether it is a module that could not be followed, with convolutions inside: those are rows, but no points."""
+    return node.op == "call_module" and bool(inner_calls(gm, node))
 
 
 def _kind(gm: fx.GraphModule, node: fx.Node) -> str:

@@ -206,13 +206,13 @@ def _example(report: CompressionReport, example: Example) -> Mapping[str, Any]:
     answer = "" if clip.prediction is None else f"answer {report.class_name(clip.prediction)}"
     return {
         "clip": clip,
-        "title": clip.name.rsplit("/", 1)[-1] or f"clip {example.clip}",
+        "title": "/".join(clip.name.split("/")[-2:]) or f"clip {example.clip}",
         "extreme": example.extreme,
         "share": percent(clip.macs / max(1.0, report.totals.dense_macs.mean)),
         "frames": example.frames,
         "about": "; ".join(text for text in (label, answer) if text),
         "decisions": f"{frames} of {len(example.choices)} layers skip frames, {channels} skip channels",
-        "map": heat_map([("", cells)], label="What each layer computed, stronger is more", row_height=22),
+        "map": heat_map([("", cells)], label="What each layer computed, stronger is more", row_height=70),
     }
 
 

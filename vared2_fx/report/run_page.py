@@ -16,6 +16,8 @@ def run_page(run: RunLog, path: Path | None) -> str:
     names = [f"epoch {epoch.epoch}" for epoch in run.epochs]
     losses = [epoch.train_loss if epoch.epoch else None for epoch in run.epochs]
     known = [loss for loss in losses if loss is not None and math.isfinite(loss)]
+    shares = [share for epoch in run.epochs if math.isfinite(share := epoch.max_share)]
+    top = max([1.0, *shares])
     page = render(
         "run.html.j2",
         title=f"{run.folder}: training",
@@ -29,9 +31,16 @@ def run_page(run: RunLog, path: Path | None) -> str:
             ],
             names,
             label="Top-1 and multiply-adds of the validation clips over the epochs",
-            top=max(1.0, *(epoch.max_share for epoch in run.epochs if math.isfinite(epoch.max_share)), 1.0),
+            top=top,
+            unit=f"{100 * top:.0f} %",
         ),
-        loss=lines([Line("loss", _finite(losses), "")], names, label="Training loss", top=max([*known, 1e-9])),
+        loss=lines(
+            [Line("loss", _finite(losses), "")],
+            names,
+            label="Training loss",
+            top=max([*known, 1e-9]),
+            unit=f"{max([*known, 1e-9]):.3g}",
+        ),
         shares=_layers(run, "share", 1.0, "of its multiply-adds computed"),
         entropies=_layers(run, "entropy", None, "bits of entropy over the clips"),
         data=safe_json([]),

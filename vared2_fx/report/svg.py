@@ -134,8 +134,10 @@ class Line:
     style: str
 
 
-def lines(curves: Sequence[Line], names: Sequence[str], *, label: str, top: float, height: int = 220) -> Markup:
-    """Curves from 0 to `top` over the points called `names`."""
+def lines(
+    curves: Sequence[Line], names: Sequence[str], *, label: str, top: float, unit: str, height: int = 220
+) -> Markup:
+    """Curves from 0 to `top`, which the axis calls `unit`, over the points called `names`."""
     floor, last = height - 26, max(1, len(names) - 1)
 
     def point(place: int, value: float) -> tuple[float, float]:
@@ -151,7 +153,7 @@ def lines(curves: Sequence[Line], names: Sequence[str], *, label: str, top: floa
                 text = f"{curve.name}, {names[place]}: {value:.4g}"
                 drawn.append(tag("circle", tag("title", text), cx=x, cy=y, r=4, class_=f"dot {curve.style}"))
     axis = [
-        tag("text", f"{top:.3g}", x=0, y=18, class_="axis"),
+        tag("text", unit, x=0, y=18, class_="axis"),
         tag("text", "0", x=0, y=floor, class_="axis"),
         tag("text", names[0] if names else "", x=_LEFT, y=height - 6, class_="axis"),
         tag("text", names[-1] if names else "", x=WIDTH, y=height - 6, text_anchor="end", class_="axis"),
