@@ -25,7 +25,7 @@ from vared2_fx.policy.fix import policy
 from vared2_fx.train.evaluate import check_scores
 from vared2_fx.train.variants import ladder_of
 
-_STEPS, _BATCH, _LR, _WEIGHT_DECAY = 400, 512, 1e-2, 3.0
+_STEPS, _BATCH, _LR, _WEIGHT_DECAY = 250, 256, 1e-2, 3.0
 _PRICED = 0.9
 """Weight of the expected price at the last step; by itself it holds gates at a choice between two."""
 _NOISE = 0.7
