@@ -10,6 +10,7 @@ import torch
 
 from vared2_fx import report
 from vared2_fx.errors import ReportError
+from vared2_fx.report.document import Alarm
 from vared2_fx.report.flow import flow
 from vared2_fx.report.html import NUM_BINS, _costs
 
@@ -226,7 +227,9 @@ def test_in_print_nothing_is_cut_off(visit, made):
 @pytest.mark.parametrize("system", ["light", "dark"])
 def test_axe_finds_no_serious_fault(visit, made, system):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe: pip install -e '.[test]'")
-    page = visit(made.to_html(), color_scheme=system)
+    many = replace(made, alarms=(Alarm(code="slower", path="expand", text="slower " * 30),) * 40)
+    page = visit(many.to_html(), color_scheme=system)
+    page.locator(".alarms summary").click()
     for opened in (False, True):
         if opened:
             page.locator("button.open").first.click()
