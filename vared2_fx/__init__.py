@@ -13,10 +13,12 @@ from vared2_fx.report import Comparison, CompressionReport, RunLog, compare, mer
 from vared2_fx.train import (
     Evaluation,
     FinetuneResult,
+    Oracle,
     efficiency_loss,
     evaluate,
     finetune,
     fit_gates,
+    oracle,
     recalibrate_norms,
 )
 
@@ -35,6 +37,7 @@ __all__ = [
     "Evaluation",
     "FinetuneConfig",
     "FinetuneResult",
+    "Oracle",
     "RunLog",
     "autotune",
     "bench",
@@ -50,6 +53,7 @@ __all__ = [
     "load_deployed",
     "load_weights",
     "merge",
+    "oracle",
     "policy",
     "read_run",
     "recalibrate_norms",

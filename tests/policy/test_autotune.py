@@ -133,3 +133,29 @@ def test_clear_errors(tmp_path):
     with pytest.raises(ConvertError, match="does not run"):
         vr.autotune(converted(), CLIPS[:, :2], store=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_report_says_where(tmp_path):
+    dynamic = converted()
+    path, region = next(iter(regions(dynamic).items()))
+    region.gate.run_in_full([Choice(4, 0.5)])
+    report = vr.report(dynamic, CLIPS, timing=False)
+    assert f"they are slower here: {path} R=4 r=0.5." in " ".join(str(report).split())
+    release(dynamic)
+    assert "slower here" not in str(vr.report(dynamic, CLIPS, timing=False))
+
+
+def test_on_the_command_line(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from vared2_fx.cli import app
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    done = CliRunner().invoke(app, ["report", "vared2_demo", "--autotune", "--no-timing"])
+    assert done.exit_code == 0, done.output
+    (file,) = (tmp_path / "vared2_fx").iterdir()
+    stored = json.loads(file.read_text())
+    slow = any(
+        time["speed_up"] <= 1 for time in stored["times"] if (time["frame_stride"], time["channel_share"]) != (1, 1)
+    )
+    assert ("slower here" in " ".join(done.output.split())) == slow

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from torch import fx
+from torch.utils._pytree import tree_map_only
 
 from vared2_fx.cli.inputs import clip_config, example_clip, example_inputs
 from vared2_fx.cli.networks import CLASSES_FILE, Network, num_classes_of, open_network, place
@@ -40,6 +42,8 @@ from vared2_fx.cli.report_forms import (
 )
 from vared2_fx.convert import conversion, convert
 from vared2_fx.errors import Vared2Error
+from vared2_fx.passes.shapes import Inputs
+from vared2_fx.policy.autotune import autotune as tune
 from vared2_fx.progress import waiting
 from vared2_fx.report import report as make_report
 
@@ -80,6 +84,13 @@ def report(
     timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Measure times as well.")] = True,
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="Measure what each layer's cheapest choice costs alone; takes long.")
+    ] = False,
+    autotune: Annotated[
+        bool,
+        typer.Option(
+            "--autotune",
+            help="First time every choice (once on this machine); those slower than computing everything do that.",
+        ),
     ] = False,
     against: Against = None,
     fail_on: FailOn = None,
@@ -138,6 +149,8 @@ def report(
             dynamic = convert(opened.model, example_inputs(opened, frames=frames, size=size))
         notes.append("converted on the spot and not fine-tuned: every gate still computes everything.")
     place(dynamic, device)
+    if autotune:
+        _autotune(dynamic, example_inputs(opened, frames=frames, size=size))
     clips: Iterable[Any]
     labels = False
     if video:
@@ -154,6 +167,15 @@ def report(
     else:
         clips = _made_up(opened, frames, size, notes)
     forms.show(make_report(dynamic, clips, labels=labels, timing=timing, sensitivity=sensitivity, notes=notes))
+
+
+def _autotune(dynamic: fx.GraphModule, inputs: Inputs | None) -> None:
+    shape = conversion(dynamic).plan.input_shape
+    if inputs is None and shape is None:
+        raise Vared2Error("--autotune: the size of this network's clips is not known; give --frames and --size.")
+    like = next(dynamic.parameters())
+    args = torch.randn(shape or ()) if inputs is None else inputs
+    tune(dynamic, tree_map_only(torch.Tensor, lambda x: x.to(like), args))
 
 
 def _check_paths(videos: list[Path], data: Path | None) -> None:

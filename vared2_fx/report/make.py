@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from typing import Any
 
@@ -86,6 +86,7 @@ def report(
         raise ReportError(f"report: sensitivity_clips={sensitivity_clips}; at least 1, or sensitivity=False.")
     if takes_boxes(dynamic):
         labels, notes = False, (*notes, "each clip has one box, the whole frame; the answers are that box's.")
+    notes = (*notes, *_in_full(dynamic))
     num_samples = max(timing_clips if measures else 0, sensitivity_clips if sensitivity else 0)
     collector = Collector(dynamic, num_samples=num_samples, use_labels=labels, thumbnails=thumbnails)
     found = Found(collector.out, Measured(), EntropyWatch(dynamic), Sensitivities(dynamic), timing_repeats)
@@ -160,6 +161,17 @@ class _Steps:
     def _stopped(self, what: str) -> None:
         log.warning("report: interrupted; missing: %s", what)
         self.missing = (*self.missing, what)
+
+
+def _in_full(dynamic: fx.GraphModule) -> Iterator[str]:
+    """Which choices `autotune` lets compute everything."""
+    slow = {
+        path: [str(choice) for choice in region.grid.all() if region.gate.taken(choice) != choice]
+        for path, region in regions(dynamic).items()
+    }
+    listed = "; ".join(f"{path} {', '.join(choices)}" for path, choices in slow.items() if choices)
+    if listed:
+        yield f"autotune: where the gate asks for these, everything is computed, as they are slower here: {listed}."
 
 
 def _add_failures(found: Collected, loader: Any, failed_before: int) -> None:

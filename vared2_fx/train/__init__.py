@@ -6,6 +6,7 @@ from vared2_fx.train.gates import GateFit, fit_gates
 from vared2_fx.train.history import EpochLog
 from vared2_fx.train.losses import efficiency_loss
 from vared2_fx.train.norms import recalibrate_norms
+from vared2_fx.train.oracle import Oracle, Rung, oracle
 
 __all__ = [
     "ClipResult",
@@ -13,9 +14,12 @@ __all__ = [
     "Evaluation",
     "FinetuneResult",
     "GateFit",
+    "Oracle",
+    "Rung",
     "efficiency_loss",
     "evaluate",
     "finetune",
     "fit_gates",
+    "oracle",
     "recalibrate_norms",
 ]

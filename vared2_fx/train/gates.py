@@ -20,11 +20,10 @@ from vared2_fx.errors import DataError, TrainError
 from vared2_fx.layers import Choice, Gate
 from vared2_fx.modes import evaluating
 from vared2_fx.packing import packer
-from vared2_fx.passes.rewrite import regions, with_decisions
+from vared2_fx.passes.rewrite import regions
 from vared2_fx.policy.fix import policy
-from vared2_fx.policy.statistics import clip_macs, dense_macs
 from vared2_fx.train.evaluate import check_scores
-from vared2_fx.train.variants import uniform_choices
+from vared2_fx.train.variants import ladder_of
 
 _STEPS, _BATCH, _LR, _WEIGHT_DECAY = 400, 512, 1e-2, 3.0
 _PRICED = 0.9
@@ -115,7 +114,8 @@ class _Look:
                 if not len(labels):
                     continue
                 batch, labels = batch.to(self.like), labels.to(self.like.device)
-                self.ladder = self.ladder or self._measure_ladder(batch)
+                if not self.ladder:
+                    self.ladder, self.shares = ladder_of(self.dynamic, self.pack(batch.video[:1]))
                 prices = self._prices(batch, labels, watch=not own)
                 if own:
                     with _watched(self.gates, self.features):
@@ -123,18 +123,6 @@ class _Look:
                     self.prices.append(prices)
         if not self.prices:
             raise DataError("fit_gates: the loader gave no clips.")
-
-    def _measure_ladder(self, batch: Batch) -> list[Choice]:
-        """The choices, dearest first, by what they cost a clip of this batch."""
-        observed, clip = with_decisions(self.dynamic), self.pack(batch.video[:1])
-        dense = dense_macs(self.dynamic, clip)
-        costs = {}
-        for choice in uniform_choices(self.dynamic):
-            with policy(self.dynamic, {"*": choice}):
-                costs[choice] = int(clip_macs(observed(*clip)[1], dense)[0]) / dense
-        ladder = sorted(costs, key=lambda choice: costs[choice], reverse=True)
-        self.shares = torch.tensor([costs[choice] for choice in ladder], device=self.like.device)
-        return ladder
 
     def _prices(self, batch: Batch, labels: Tensor, *, watch: bool) -> Tensor:
         """(N, choices); of clips that were seen before as they were, as weights are left alone."""

@@ -1,12 +1,15 @@
 """Choices that are not the gates': how weights learn each of them before any gate decides [ours]."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from vared2_fx.layers import Choice, ChoiceGrid, Gate
-from vared2_fx.passes.rewrite import regions
+from vared2_fx.passes.rewrite import regions, with_decisions
+from vared2_fx.policy.fix import policy
+from vared2_fx.policy.statistics import clip_macs, dense_macs
 
 _FORGIVING = 0.3
 
@@ -14,6 +17,22 @@ _FORGIVING = 0.3
 def uniform_choices(dynamic: fx.GraphModule) -> list[Choice]:
     """Every choice that some region offers, the full one first."""
     return list(dict.fromkeys(choice for region in regions(dynamic).values() for choice in region.grid.all()))
+
+
+def ladder_of(dynamic: fx.GraphModule, clip: tuple[Any, ...]) -> tuple[list[Choice], Tensor]:
+    """The choices that all regions can take alike, dearest first, and what each costs: float (choices,).
+
+    Args:
+        dynamic: a converted network in evaluation mode.
+        clip: the arguments of a call with one clip.
+    """
+    observed, dense, shares = with_decisions(dynamic), dense_macs(dynamic, clip), {}
+    for choice in uniform_choices(dynamic):
+        with policy(dynamic, {"*": choice}):
+            shares[choice] = int(clip_macs(observed(*clip)[1], dense)[0]) / dense
+    ladder = sorted(shares, key=lambda choice: shares[choice], reverse=True)
+    device = next(dynamic.parameters()).device
+    return ladder, torch.tensor([shares[choice] for choice in ladder], device=device)
 
 
 def trained_choices(dynamic: fx.GraphModule) -> list[Choice]:
