@@ -3,16 +3,20 @@
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
+from networks import make_clip, tiny_net
 
-from vared2_fx import report
+from vared2_fx import RunLog, report, scan, scan_page
 from vared2_fx.errors import ReportError
+from vared2_fx.report.document import Alarm
 from vared2_fx.report.flow import flow
 from vared2_fx.report.html import NUM_BINS, _costs
+from vared2_fx.train import EpochLog
 
+NUMBERS = [field.name for field in fields(EpochLog) if field.name not in ("epoch", "layers")]
 EVIL = "<script>window.hacked = true</script>"
 LIMIT_BYTES = 2 * 2**20
 
@@ -226,7 +230,9 @@ def test_in_print_nothing_is_cut_off(visit, made):
 @pytest.mark.parametrize("system", ["light", "dark"])
 def test_axe_finds_no_serious_fault(visit, made, system):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe: pip install -e '.[test]'")
-    page = visit(made.to_html(), color_scheme=system)
+    many = replace(made, alarms=(Alarm(code="slower", path="expand", text="slower " * 30),) * 40)
+    page = visit(many.to_html(), color_scheme=system)
+    page.locator(".alarms summary").click()
     for opened in (False, True):
         if opened:
             page.locator("button.open").first.click()
@@ -245,3 +251,21 @@ def test_the_graph_is_drawn_alike_every_time_and_no_two_points_meet(made):
     assert drawn.count("<path ") == len(edges)
     boxes = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)"[^>]*class="box"', drawn)
     assert len(set(boxes)) == len(boxes) == len(made.layers)
+
+
+@pytest.mark.parametrize("which", ["scan", "run"])
+def test_the_other_pages_in_a_browser(visit, which):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe: pip install -e '.[test]'")
+    if which == "scan":
+        html = scan_page(scan(tiny_net(), make_clip(1, 3, 8, 16, 16)))
+    else:
+        numbers = dict.fromkeys(NUMBERS, 0.5)
+        epochs = tuple(EpochLog(epoch=n, **numbers, layers={"a": {"share": 0.5, "entropy": n}}) for n in range(3))
+        html = RunLog(folder="run", epochs=epochs, notes=("a note",)).to_html()
+    page = visit(html, viewport={"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    found = axe.Axe().run(page).response["violations"]
+    assert [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")] == []
+    if which == "scan":
+        page.locator("button.open").first.click()
+        assert page.locator("#card-title").inner_text() == "stem.0"
