@@ -1,6 +1,7 @@
 """VA-RED² for any PyTorch video network: compute only the frames and channels that a clip needs."""
 
 from vared2_fx import zoo
+from vared2_fx.calibration import LayerRedundancy, Redundancy, redundancy
 from vared2_fx.checkpoint import load, load_weights, save
 from vared2_fx.config import ConvertConfig, FinetuneConfig
 from vared2_fx.convert import convert, scan
@@ -35,6 +36,8 @@ __all__ = [
     "Evaluation",
     "FinetuneConfig",
     "FinetuneResult",
+    "LayerRedundancy",
+    "Redundancy",
     "RunLog",
     "autotune",
     "bench",
@@ -53,6 +56,7 @@ __all__ = [
     "policy",
     "read_run",
     "recalibrate_norms",
+    "redundancy",
     "report",
     "save",
     "scan",
