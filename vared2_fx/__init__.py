@@ -1,7 +1,7 @@
 """VA-RED² for any PyTorch video network: compute only the frames and channels that a clip needs."""
 
 from vared2_fx import zoo
-from vared2_fx.calibration import LayerRedundancy, Redundancy, redundancy
+from vared2_fx.calibration import Calibration, Redundancy, calibrate, redundancy
 from vared2_fx.checkpoint import load, load_weights, save
 from vared2_fx.config import ConvertConfig, FinetuneConfig
 from vared2_fx.convert import convert, scan
@@ -26,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Autotuned",
     "BenchResult",
+    "Calibration",
     "Choice",
     "ChoiceTime",
     "Comparison",
@@ -36,11 +37,11 @@ __all__ = [
     "Evaluation",
     "FinetuneConfig",
     "FinetuneResult",
-    "LayerRedundancy",
     "Redundancy",
     "RunLog",
     "autotune",
     "bench",
+    "calibrate",
     "compare",
     "convert",
     "deploy",

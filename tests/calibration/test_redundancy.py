@@ -10,6 +10,7 @@ from torch import nn
 
 import vared2_fx as vr
 from vared2_fx import ConvertConfig
+from vared2_fx.calibration import LayerRedundancy
 from vared2_fx.errors import DataError
 
 LOADER = [(make_clip(3, 3, 8, 16, 16, seed=seed), torch.zeros(3, dtype=torch.int64)) for seed in range(2)]
@@ -19,7 +20,7 @@ def still(clips: torch.Tensor) -> torch.Tensor:
     return clips[:, :, :1].expand_as(clips).contiguous()
 
 
-def by_path(found: vr.Redundancy) -> dict[str, vr.LayerRedundancy]:
+def by_path(found: vr.Redundancy) -> dict[str, LayerRedundancy]:
     return {layer.path: layer for layer in found.layers}
 
 

@@ -5,12 +5,16 @@ M problems with k regressors each. Sums are in float64, so that nothing need be 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vared2_fx.layers import computed_frames
 
 _FLAT = 1e-12
 """A variance below this share of the mean square is rounding: the map is constant."""
+
+_LEAST_RIDGE = 1e-9
+"""Decides between regressors that are the same: a frame that is the nearest before and after."""
 
 
 class ChannelMoments:
@@ -24,11 +28,12 @@ class ChannelMoments:
 
     def add(self, maps: Tensor) -> None:
         """Count in maps (N, C, T, H, W)."""
-        rows = _rows(maps)
-        total, products = rows.sum(1), rows @ rows.t()
-        self.count += rows.shape[1]
-        self._sum = total if self._sum is None else self._sum + total
-        self._products = products if self._products is None else self._products + products
+        for clip in torch.split(maps, 1):  # one by one: float64 takes room
+            rows = _rows(clip)
+            total, products = rows.sum(1), rows @ rows.t()
+            self.count += rows.shape[1]
+            self._sum = total if self._sum is None else self._sum + total
+            self._products = products if self._products is None else self._products + products
 
     @property
     def mean(self) -> Tensor:
@@ -49,6 +54,21 @@ class ChannelMoments:
     def finite(self) -> bool:
         """Whether no map held a value that is not a number, or infinite."""
         return self._products is not None and bool(self._products.isfinite().all())
+
+
+class SpatialFits:
+    """Channels from 3×3 patches of others: a `LinearFits` of M problems with 9 regressors each."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.fits = LinearFits()
+
+    def add(self, sources: Tensor, targets: Tensor) -> None:
+        """Count in sources (N, M, T, H, W), which are padded with zeros, and targets of the same shape."""
+        height, width = targets.shape[3:]
+        for source, target in zip(torch.split(F.pad(sources, (1, 1, 1, 1)), 1), torch.split(targets, 1), strict=True):
+            taps = [_rows(source[..., a : a + height, b : b + width]) for a in range(3) for b in range(3)]
+            self.fits.add(torch.stack(taps, dim=1), _rows(target))
 
 
 class LinearFits:
@@ -81,7 +101,7 @@ class LinearFits:
         mean, covariance = self._centred()
         within, with_target = covariance[:, :-1, :-1], covariance[:, :-1, -1]
         variance = within.diagonal(dim1=1, dim2=2)
-        pull = torch.where(variance > 0, ridge * variance, 1.0)
+        pull = torch.where(variance > 0, max(ridge, _LEAST_RIDGE) * variance, 1.0)
         start = start.double()
         missing = with_target - (within @ start[..., None])[..., 0]
         factors = start + torch.linalg.solve(within + torch.diag_embed(pull), missing)
@@ -138,13 +158,9 @@ class FrameFits:
                 continue
             before = [(t - 1) // self.stride for t in frames]
             sources = [before, [i + 1 for i in before]] if self.both else [[t // self.stride for t in frames]]
-            picked = [_rows(computed[:, :, [min(max(i, 0), last) for i in source]]) for source in sources]
-            fits.add(torch.stack(picked, dim=1), _rows(full[:, :, frames]))
-
-    @property
-    def seen(self) -> bool:
-        """Whether every phase has been met."""
-        return all(fits.count for fits in self.phases)
+            for some, whole in zip(torch.split(computed, 1), torch.split(full, 1), strict=True):
+                picked = [_rows(some[:, :, [min(max(i, 0), last) for i in source]]) for source in sources]
+                fits.add(torch.stack(picked, dim=1), _rows(whole[:, :, frames]))
 
 
 def _rows(maps: Tensor) -> Tensor:

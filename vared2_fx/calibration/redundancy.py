@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from vared2_fx.calibration.clips import kept_clips, run_clips
+from vared2_fx.calibration.fit import ENOUGH
 from vared2_fx.calibration.kept import choose_kept, explained
 from vared2_fx.calibration.moments import ChannelMoments, FrameFits
 from vared2_fx.errors import DataError
@@ -26,9 +27,6 @@ from vared2_fx.passes.trace import copy_model
 from vared2_fx.policy.fix import unload
 from vared2_fx.tables import percent, text_table
 from vared2_fx.wrappers import unwrapped
-
-ENOUGH = 4
-"""Values of a map for each channel that a covariance of channels needs: fewer would predict anything."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
