@@ -9,23 +9,20 @@ import torch
 from torch import Tensor
 
 
-def choose_kept(covariance: Tensor, kept: int, weight: Tensor | None = None) -> Tensor:
-    """Choose channels such that the others, each predicted from the one kept channel that suits it, are off by least.
+def choose_kept(gain: Tensor, kept: int) -> Tensor:
+    """Choose channels such that, each map predicted from the one of them that suits it best, the most is explained.
 
-    Greedy: the next channel is the one by which the variance explained grows most. What it explains of a channel that
+    Greedy: the next channel is the one by which the variance explained grows most. What it explains of a map that
     others explain already counts only as far as it exceeds that, so the gain shrinks as more are chosen, and the
     result is within 1 − 1/e of the best (submodular maximisation; ours).
 
     Args:
-        covariance: of the channels, (C, C).
+        gain: variance that channel i explains of map j, at [i, j], (C, number of maps); see `explained`.
         kept: K.
-        weight: (C,) what an error in each channel counts; None: alike.
 
     Returns:
-        int64 (K,), ascending.
+        int64 (K,), the most useful first, so that the first of them are the choice for a smaller K.
     """
-    gain = explained(covariance)
-    gain = gain if weight is None else gain * weight
     best = torch.zeros_like(gain[0])
     bounds = [(-total, channel) for channel, total in enumerate(gain.sum(1).tolist())]
     heapq.heapify(bounds)
@@ -38,7 +35,7 @@ def choose_kept(covariance: Tensor, kept: int, weight: Tensor | None = None) -> 
             continue
         chosen.append(channel)
         best = torch.maximum(best, gain[channel])
-    return torch.tensor(sorted(chosen))
+    return torch.tensor(chosen)
 
 
 def explained(covariance: Tensor) -> Tensor:

@@ -199,7 +199,7 @@ def _look(seen: dict[str, _Maps], path: str, stride: int, _: nn.Module, args: An
 
 def _by_channels(covariance: Tensor, share: float, threshold: float) -> tuple[Predicted, Predicted]:
     """From one of the kept channels each, and from all of them."""
-    kept = choose_kept(covariance, ceil_share(share, len(covariance)))
+    kept = choose_kept(explained(covariance), ceil_share(share, len(covariance)))
     left = torch.ones(len(covariance), dtype=torch.bool)
     left[kept] = False
     variance = covariance.diagonal()[left]
