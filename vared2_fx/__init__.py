@@ -1,6 +1,7 @@
 """VA-RED² for any PyTorch video network: compute only the frames and channels that a clip needs."""
 
 from vared2_fx import zoo
+from vared2_fx.calibration import Calibration, Redundancy, calibrate, redundancy
 from vared2_fx.checkpoint import load, load_weights, save
 from vared2_fx.config import ConvertConfig, FinetuneConfig
 from vared2_fx.convert import convert, scan
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Autotuned",
     "BenchResult",
+    "Calibration",
     "Choice",
     "ChoiceTime",
     "Comparison",
@@ -38,9 +40,11 @@ __all__ = [
     "FinetuneConfig",
     "FinetuneResult",
     "Oracle",
+    "Redundancy",
     "RunLog",
     "autotune",
     "bench",
+    "calibrate",
     "compare",
     "convert",
     "deploy",
@@ -57,6 +61,7 @@ __all__ = [
     "policy",
     "read_run",
     "recalibrate_norms",
+    "redundancy",
     "report",
     "save",
     "scan",

@@ -153,6 +153,16 @@ class Gate(nn.Module):
         full = [0 if choice in choices else place for place, choice in enumerate(self.grid.all())]
         self.runs = torch.tensor(full, device=self.temperature.device) if choices else None
 
+    @torch.no_grad()
+    def reorder_inputs(self, order: Tensor) -> None:
+        """Decide as before on inputs whose channel k is now what was channel `order[k]`, int64 (C,)."""
+        weight, means = self.hidden.weight, (self.scale.running_mean, self.scale.running_var)
+        columns = torch.arange(weight.shape[1], device=weight.device).view(len(order), -1)
+        columns = columns[order.to(weight.device)].flatten()
+        for values in (weight, *means):
+            if values is not None:
+                values.copy_(values.index_select(values.dim() - 1, columns))
+
     def taken(self, choice: Choice) -> Choice:
         """What is computed for a decision of `choice`: that, or everything."""
         return choice if self.runs is None else self.grid.all()[int(self.runs[self.grid.all().index(choice)])]

@@ -165,21 +165,32 @@ def full_regions(dynamic: fx.GraphModule) -> fx.GraphModule:
     return _replace_regions(dynamic, lambda _, region: StaticRegion(region.variant(FULL)))
 
 
-def remove_gates(dynamic: fx.GraphModule) -> fx.GraphModule:
+def remove_gates(dynamic: fx.GraphModule, entries: dict[str, fx.Node] | None = None) -> fx.GraphModule:
     """Put the original layers back in place of each dynamic region, and drop its gate.
+
+    Args:
+        dynamic: a converted network.
+        entries: filled with the node, in the result, that each region of the graph reads, by path.
 
     Returns:
         The original network; parameters have their original names, and are shared with `dynamic`.
     """
-    return _replace_regions(dynamic, lambda _, region: region.body)
+    return _replace_regions(dynamic, lambda _, region: region.body, entries)
 
 
-def _replace_regions(dynamic: fx.GraphModule, make: Callable[[str, DynamicRegion], nn.Module]) -> fx.GraphModule:
+def _replace_regions(
+    dynamic: fx.GraphModule,
+    make: Callable[[str, DynamicRegion], nn.Module],
+    entries: dict[str, fx.Node] | None = None,
+) -> fx.GraphModule:
     out = fork(dynamic)
     for node in calls(out, DynamicRegion):
         path, region = str(node.target), module_of(out, node)
         x, decision = node.args
         assert isinstance(decision, fx.Node)
+        if entries is not None:
+            assert isinstance(x, fx.Node)
+            entries[path] = x
         static = make(path, region)
         if isinstance(static, fx.GraphModule):
             assert isinstance(region, DynamicBlock)
