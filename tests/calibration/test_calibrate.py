@@ -42,7 +42,7 @@ CONFIGS = [
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_every_choice_is_nearer_than_before(config):
     dynamic = converted(**config)
-    found = vr.calibrate(dynamic, LOADER)
+    found = vr.calibrate(dynamic, LOADER, frames=True)
     assert [layer.path for layer in found.layers] == list(regions(dynamic))
     for layer in found.layers:
         assert {(fit.frame_stride, fit.channel_share) for fit in layer.choices} == set(
@@ -58,7 +58,7 @@ def test_every_choice_is_nearer_than_before(config):
 def test_no_other_values_are_nearer(config):
     """Along one axis at a time, where Φ is fitted by itself; a little more or less of any value is worse."""
     dynamic = converted(**config)
-    vr.calibrate(dynamic, LOADER, ridge=0.0)
+    vr.calibrate(dynamic, LOADER, frames=True, ridge=0.0)
     region = regions(dynamic)["down.0"]
     with torch.no_grad():
         x = region_input(dynamic, "down.0")
@@ -151,13 +151,22 @@ def test_another_order_is_better_and_kept_in_a_save(tmp_path):
 def test_what_was_there_before_is_forgotten():
     fresh, random = converted(), randomise_rebuilds(converted())
     random.load_state_dict({n: v for n, v in fresh.state_dict().items() if "_rebuilds." not in n}, strict=False)
-    vr.calibrate(fresh, LOADER)
-    vr.calibrate(random, LOADER)
+    vr.calibrate(fresh, LOADER, frames=True)
+    vr.calibrate(random, LOADER, frames=True)
     assert unequal(random, state_of(fresh)) == set()
     again = state_of(fresh)
-    assert not any(layer.new_channels for layer in vr.calibrate(fresh, LOADER).layers)
+    assert not any(layer.new_channels for layer in vr.calibrate(fresh, LOADER, frames=True).layers)
     for name, value in fresh.state_dict().items():  # twice is once, but that maps come from reordered sums
         torch.testing.assert_close(value, again[name], rtol=1e-3, atol=1e-4)
+
+
+def test_frames_stay_as_they_are_unless_asked_for():
+    dynamic = converted()
+    before = state_of(dynamic)
+    vr.calibrate(dynamic, LOADER, reorder=False)
+    assert not any(".frame_rebuilds." in name for name in unequal(dynamic, before))
+    vr.calibrate(dynamic, LOADER, reorder=False, frames=True)
+    assert any(".frame_rebuilds." in name for name in unequal(dynamic, before))
 
 
 def test_batches_do_not_matter():
@@ -174,7 +183,7 @@ def test_still_clips_are_rebuilt_from_one_frame():
     model.a, model.b = torch.nn.Conv3d(3, 8, 1), torch.nn.Conv3d(8, 8, 1)
     still = CLIPS[:, :, :1].expand(-1, -1, 8, -1, -1)
     for clips, high in ((still, True), (CLIPS, False)):
-        (layer, _) = vr.calibrate(vr.convert(model, CLIPS[:1]), clips).layers
+        (layer, _) = vr.calibrate(vr.convert(model, CLIPS[:1]), clips, frames=True).layers
         fits = [fit.after for fit in layer.choices if fit.channel_share == 1.0]
         assert len(fits) == 2
         assert (min(fits) > 1 - 1e-6) == high

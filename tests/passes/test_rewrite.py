@@ -80,7 +80,7 @@ def test_regions_are_built_as_the_config_says():
     region = make_region(nn.Conv3d(4, 10, 3), grid, config, mean=None)
     gate = region.gate
     assert (gate.kind, gate.num_bins, gate.normalize) == ("soft_modulation", 3, False)
-    assert gate.hidden.weight.shape == (5, 3 * 3 * 4)
+    assert gate.hidden.weight.shape == (5, 5 * 3 * 4), "five views, three bins, four channels"
     assert gate.out.out_features == 6
     assert [rebuild.stride for rebuild in region.frame_rebuilds] == [2, 6]
     assert [rebuild.kept for rebuild in region.channel_rebuilds] == [5, 3]

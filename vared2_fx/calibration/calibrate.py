@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
+from vared2_fx.calibration.blocks import fit_blocks
 from vared2_fx.calibration.clips import kept_clips
 from vared2_fx.calibration.convs import fit_convs
 from vared2_fx.calibration.measure import R2, kept_by_choices
@@ -74,6 +75,7 @@ def calibrate(
     clips: Iterable[Any] | Tensor,
     *,
     reorder: bool = True,
+    frames: bool = False,
     ridge: float = 1e-3,
     max_clips: int = 64,
 ) -> Calibration:
@@ -81,9 +83,10 @@ def calibrate(
 
     Of each layer the channels that best predict the others become the first, which are those that a share keeps: the
     weights around are reordered alike, so that the full choice computes what it did, up to the rounding of sums in
-    another order. Then Φt and Φc become those that rebuild the layer's full output with the least squared error (ours;
-    the paper learns them by gradient descent alone, as we understand it). Whatever they were before is forgotten, so
-    this belongs before fine-tuning.
+    another order. Then Φc, and where asked for Φt, become those that rebuild the layer's full output with the least
+    squared error (ours; the paper learns them by gradient descent alone, as we understand it). What they were before is
+    forgotten, so this belongs before fine-tuning. Inside blocks and stages Φc is set where channels are left out, Φt at
+    the end, and the batch norms of every choice are measured anew, as by `recalibrate_norms`.
 
     Args:
         dynamic: a converted network, maybe inside a wrapper; changed in place at the very end, or, where this raises,
@@ -91,6 +94,8 @@ def calibrate(
         clips: a loader, or a tensor of clips (N, C, T, H, W); labels are not needed. They are held in memory.
         reorder: False leaves channels where they are, and every bit of the full choice's result. Where an order is
             fixed by what reads the channels (a concatenation, a linear layer, grouped convolutions), it is in any case.
+        frames: set Φt, too. It brings maps nearer, but by drawing rebuilt frames to their mean; in a first measurement
+            (one seed, the demo's network) that cost accuracy, so frames are left as they are by default.
         ridge: share of a map's variance that is added to it, which draws rebuilt frames to held ones, and rebuilt
             channels to their means.
         max_clips: look at the first ones only.
@@ -110,7 +115,8 @@ def calibrate(
     with torch.no_grad():
         before = kept_by_choices(own, batches, pack)
         moved = choose_channels(own, batches, pack) if reorder else {}
-        fit_convs(own, batches, pack, ridge)
+        fit_convs(own, batches, pack, ridge, frames=frames)
+        fit_blocks(own, batches, pack, ridge, frames=frames)
         after = kept_by_choices(own, batches, pack)
     network.load_state_dict(own.state_dict())
     return Calibration(

@@ -5,7 +5,7 @@ N clips, C channels, T frames, H height, W width.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor, fx, nn
 
@@ -19,15 +19,17 @@ from vared2_fx.passes.rewrite import regions, remove_gates
 Taker = Callable[[Tensor], None]
 
 
-def fit_convs(dynamic: fx.GraphModule, batches: Sequence[Tensor], pack: Pack, ridge: float) -> None:
-    """Set Φt and Φc of every dynamic convolution in place, from its output where the network computes everything.
+def fit_convs(dynamic: fx.GraphModule, batches: Sequence[Tensor], pack: Pack, ridge: float, *, frames: bool) -> None:
+    """Set Φc, and with `frames` Φt, of every dynamic convolution, in place.
 
-    In evaluation mode, without gradients.
+    From its output where the network computes everything. In evaluation mode, without gradients.
 
     Raises:
         DataError: as `check_values`.
     """
-    found = {path: _ConvFit(path, region) for path, region in regions(dynamic).items() if type(region) is DynamicConv}
+    found = {
+        path: _ConvFit(path, region, frames) for path, region in regions(dynamic).items() if type(region) is DynamicConv
+    }
     if not found:
         return
     plain, num_clips = remove_gates(dynamic), sum(map(len, batches))
@@ -47,11 +49,18 @@ def fit_convs(dynamic: fx.GraphModule, batches: Sequence[Tensor], pack: Pack, ri
 @contextmanager
 def outputs_to(takers: Mapping[nn.Module, Taker]) -> Iterator[None]:
     """Hand what these modules compute inside the block to their takers."""
+    hooks = [module.register_forward_hook(lambda m, _, y: takers[m](y)) for module in takers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
-    def hand(module: nn.Module, _: Any, y: Tensor) -> None:
-        takers[module](y)
 
-    hooks = [module.register_forward_hook(hand) for module in takers]
+@contextmanager
+def inputs_to(takers: Mapping[nn.Module, Taker]) -> Iterator[None]:
+    """Hand what these modules are given inside the block to their takers."""
+    hooks = [module.register_forward_pre_hook(lambda m, args: takers[m](args[0])) for module in takers]
     try:
         yield
     finally:
@@ -62,9 +71,9 @@ def outputs_to(takers: Mapping[nn.Module, Taker]) -> Iterator[None]:
 class _ConvFit:
     """One dynamic convolution."""
 
-    def __init__(self, path: str, region: DynamicConv) -> None:
+    def __init__(self, path: str, region: DynamicConv, frames: bool) -> None:
         self.path, self.region = path, region
-        self.frames, self.channels = FramesFit(path, region.frame_rebuilds), ChannelMoments()
+        self.frames, self.channels = FramesFit(path, region.frame_rebuilds if frames else ()), ChannelMoments()
         self.rebuilds = list(cast("Iterable[ChannelRebuild]", region.channel_rebuilds))
         self.patches = {rebuild: SpatialFits() for rebuild in self.rebuilds if rebuild.kind == "depthwise"}
 

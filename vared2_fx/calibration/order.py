@@ -3,15 +3,16 @@
 C channels (K kept); r channel share.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 from torch import Tensor, fx
 
+from vared2_fx.calibration.blocks import blocks_of, slimmed_inputs
 from vared2_fx.calibration.clips import run_clips
-from vared2_fx.calibration.convs import Taker, outputs_to
+from vared2_fx.calibration.convs import Taker, inputs_to, outputs_to
 from vared2_fx.calibration.fit import check_values
 from vared2_fx.calibration.kept import choose_kept, explained
 from vared2_fx.calibration.moments import ChannelMoments
@@ -34,6 +35,8 @@ class _Rebuilt:
     """K of the largest share below 1."""
     weight: Tensor
     """What a squared error in each channel counts, (C,)."""
+    reader: fx.Node | None = None
+    """The convolution that has the others from Φc in its kernel; None: the value is rebuilt as it is computed."""
     moments: ChannelMoments = field(default_factory=ChannelMoments)
 
     def gain(self) -> Tensor:
@@ -52,7 +55,7 @@ def choose_channels(dynamic: fx.GraphModule, batches: Sequence[Tensor], pack: Pa
 
     Returns:
         For each region whose channels can be chosen: how many of those kept at its largest share below 1 are others
-        than before.
+        than before; in a block, at all places together.
 
     Raises:
         DataError: as `check_values`.
@@ -61,8 +64,13 @@ def choose_channels(dynamic: fx.GraphModule, batches: Sequence[Tensor], pack: Pa
     like = next(dynamic.parameters())
     free = free_channels(dynamic, pack(batches[0][:1].to(like)))
     rebuilt = [value for value in _rebuilt(free) if value.node in free.sets]
-    takers: dict[torch.nn.Module, Taker] = {module_of(free.plain, v.node): v.moments.add for v in rebuilt}
-    with outputs_to(takers):
+    outputs: dict[torch.nn.Module, Taker] = {
+        module_of(free.plain, value.node): value.moments.add for value in rebuilt if value.reader is None
+    }
+    inputs: dict[torch.nn.Module, Taker] = {
+        module_of(free.plain, value.reader): value.moments.add for value in rebuilt if value.reader is not None
+    }
+    with outputs_to(outputs), inputs_to(inputs):
         run_clips(free.plain, batches, pack)
     together: dict[ChannelSet, list[_Rebuilt]] = {}
     for value in rebuilt:
@@ -76,22 +84,39 @@ def choose_channels(dynamic: fx.GraphModule, batches: Sequence[Tensor], pack: Pa
         together.setdefault(free.sets[value.node], []).append(value)
     orders = {values: _order(some) for values, some in together.items()}
     reorder_channels(free, orders)
-    return {
-        value.path: int((orders[values][: value.kept] >= value.kept).sum())
-        for values, some in together.items()
-        for value in some
-    }
+    new: dict[str, int] = {}
+    for values, some in together.items():
+        for value in some:
+            new[value.path] = new.get(value.path, 0) + int((orders[values][: value.kept] >= value.kept).sum())
+    return new
 
 
 def _rebuilt(free: FreeChannels) -> list[_Rebuilt]:
     found = []
     for path, region in regions(free.dynamic).items():
         node = free.of_conv(path)
-        rebuilds = cast("list[ChannelRebuild]", list(region.channel_rebuilds.children()))
+        rebuilds = list(cast("Iterable[ChannelRebuild]", region.channel_rebuilds))
         if isinstance(region, DynamicConv) and rebuilds and node is not None:
             kept = max(rebuild.kept for rebuild in rebuilds)
             found.append(_Rebuilt(path, node, kept, _norm_scale(free, node).square()))
-    return found
+    return found + _rebuilt_in_blocks(free)
+
+
+def _rebuilt_in_blocks(free: FreeChannels) -> list[_Rebuilt]:
+    """An error in a channel counts there what the convolution that reads it makes of it."""
+    nodes = {module_of(free.plain, node): node for node, role in free.roles.items() if role.kind == "conv"}
+    found: dict[fx.Node, _Rebuilt] = {}
+    for path, block in blocks_of(free.dynamic).items():
+        for slim in slimmed_inputs(block):
+            reader = nodes[slim.conv]
+            if reader in found:
+                found[reader].kept = max(found[reader].kept, slim.num_in)
+                continue
+            if tuple(free.roles[reader].reads[0].meta["shape"][2:]) == (1, 1, 1):
+                continue  # one value per clip says too little; what it is squeezed from has a say
+            weight = slim.conv.weight.square().sum((0, 2, 3, 4))
+            found[reader] = _Rebuilt(path, free.roles[reader].reads[0], slim.num_in, weight, reader)
+    return list(found.values())
 
 
 def _order(values: Sequence[_Rebuilt]) -> Tensor:
