@@ -209,7 +209,9 @@ class FinetuneConfig:
 
     target_macs: float | str | None = None
     """Share of the original's multiply-adds to come down to (0.6 or "60%": 40 % saved); None: as low as λ pushes.
-    Text becomes a number. A share that the network cannot reach is refused before the first step."""
+    Text becomes a number. λ is then steered such that it is met (ours, see `TargetController`), and the best epoch
+    is one that computes at most 2 points more. A share that the network cannot reach is refused before the first
+    step."""
 
     temperature: tuple[float, float] = (1.0, 0.2)
     """Of `softmax` and `gumbel` gates, at the first and at the last step; exponential between. See `Gate`."""

@@ -25,6 +25,7 @@ from vared2_fx.train.optimizer import make_optimizer
 from vared2_fx.train.progress import TrainingBar
 from vared2_fx.train.setup import make_accelerator, make_scheduler, num_batches
 from vared2_fx.train.state import RunFolder
+from vared2_fx.train.target import TOLERANCE
 
 log = logging.getLogger(__name__)
 
@@ -197,6 +198,8 @@ class _Run:
     def _finish_epoch(self, epoch: int, meter: EpochMeter, seconds: float) -> None:
         """Evaluate, keep the best, write everything down."""
         evaluation = evaluate(self.dynamic, self.val_loader, original=self.teacher)
+        if self.objective.controller is not None:
+            self.objective.controller.evaluated(evaluation.share)
         self.history.append(
             EpochLog(
                 epoch=epoch,
@@ -220,9 +223,13 @@ class _Run:
         self.folder.save_last({"history": [asdict(line) for line in self.history], **taught})
 
     def _objective(self, evaluation: Evaluation) -> float:
-        """The loss that training minimises, with errors in place of cross-entropy, on what evaluation computed."""
+        """The loss that training minimises, with errors in place of cross-entropy, on what evaluation computed.
+
+        An epoch that misses the target stands behind all that do not.
+        """
         if self.config.target is None:
             efficiency = sum((c.macs / evaluation.dense_macs) ** 2 for c in evaluation.clips) / len(evaluation.clips)
         else:
             efficiency = max(0.0, evaluation.share - self.config.target)
-        return 1.0 - evaluation.accuracy + self.config.efficiency_weight * efficiency
+        missed = self.config.target is not None and efficiency > TOLERANCE
+        return missed + 1.0 - evaluation.accuracy + self.config.efficiency_weight * efficiency

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from vared2_fx.batches import Batch
 from vared2_fx.config import FinetuneConfig
 from vared2_fx.errors import DataError, TrainError
-from vared2_fx.layers import fixed_decisions
+from vared2_fx.layers import Decision, fixed_decisions
 from vared2_fx.packing import packer
 from vared2_fx.passes.rewrite import regions
 from vared2_fx.policy.statistics import dense_macs
@@ -21,6 +21,7 @@ from vared2_fx.train.distill import Teacher, distillation_loss
 from vared2_fx.train.evaluate import check_scores
 from vared2_fx.train.history import EpochMeter
 from vared2_fx.train.losses import efficiency_loss, expected_share
+from vared2_fx.train.target import TargetController, charge
 from vared2_fx.train.variants import drawn_policies, forgiving_loss, trained_choices
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ class Objective:
         self._gates = [region.gate for region in regions(dynamic).values()]
         self._choices = trained_choices(dynamic)
         self._dense: dict[tuple[int, ...], int] = {}
+        self.controller = None if config.target is None else TargetController(config.target, num_steps)
+        if self.controller is not None:
+            accelerator.register_for_checkpointing(self.controller)
 
     def losses(self, batch: Batch, step: int, meter: EpochMeter, *, fitted: bool) -> Iterator[Tensor]:
         """The losses of a batch, each to be followed by an update.
@@ -75,9 +79,10 @@ class Objective:
                 check_scores(labels, output)
                 loss = self._task(output.float(), labels if labelled else None, taught)
                 correct, dense = output.argmax(1) == labels, self.dense(video)
-                meter.add(loss.detach(), correct, expected_share(decisions, dense).detach())
+                usage = expected_share(decisions, dense)
+                meter.add(loss.detach(), correct, usage.detach())
                 if joint:
-                    price = efficiency_loss(decisions, correct=correct, dense=dense, target=self._config.target)
+                    price = self._efficiency(decisions, usage, correct, dense)
                     loss = loss + self._efficiency_weight(step) * price
             yield loss
 
@@ -98,6 +103,12 @@ class Objective:
             distilled = distillation_loss(output, taught, temperature=self._config.distill_temperature)
             loss = loss + self._config.distill_weight * distilled
         return loss
+
+    def _efficiency(self, decisions: dict[str, Decision], usage: Tensor, correct: Tensor, dense: int) -> Tensor:
+        if self.controller is None:
+            return efficiency_loss(decisions, correct=correct, dense=dense)
+        share = self._accelerator.reduce(usage.detach().mean(), "mean")
+        return charge(usage, self.controller.price(float(share)), correct)
 
     def _efficiency_weight(self, step: int) -> float:
         warmup = self._config.efficiency_warmup * self._num_steps
