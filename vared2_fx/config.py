@@ -194,6 +194,13 @@ class FinetuneConfig:
     label_smoothing: float = 0.0
     """Of the cross-entropy."""
 
+    distill_weight: float = 0.0
+    """Weight of distillation from the original network (ours) beside the cross-entropy; 1 is usual, 0 goes without.
+    Where clips have no labels it is the whole task, and the original's answers count as right."""
+
+    distill_temperature: float = 2.0
+    """Softens both answers before they are compared; see `distillation_loss`."""
+
     efficiency_weight: float = 1.0
     """λ, the weight of the efficiency loss beside the task loss."""
 
@@ -202,7 +209,9 @@ class FinetuneConfig:
 
     target_macs: float | str | None = None
     """Share of the original's multiply-adds to come down to (0.6 or "60%": 40 % saved); None: as low as λ pushes.
-    Text becomes a number. A share that the network cannot reach is refused before the first step."""
+    Text becomes a number. λ is then steered such that it is met (ours, see `TargetController`), and the best epoch
+    is one that computes at most 2 points more. A share that the network cannot reach is refused before the first
+    step."""
 
     temperature: tuple[float, float] = (1.0, 0.2)
     """Of `softmax` and `gumbel` gates, at the first and at the last step; exponential between. See `Gate`."""
@@ -240,7 +249,15 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ConvertError(f"FinetuneConfig: epochs={self.epochs}, expected at least 1.")
-        for name in ("lr", "gate_lr", "weight_decay", "efficiency_weight", "warmup_epochs", "clip_grad"):
+        for name in (
+            "lr",
+            "gate_lr",
+            "weight_decay",
+            "efficiency_weight",
+            "warmup_epochs",
+            "clip_grad",
+            "distill_weight",
+        ):
             if getattr(self, name) < 0:
                 raise ConvertError(f"FinetuneConfig: {name}={getattr(self, name)} is negative.")
         object.__setattr__(self, "target_macs", read_target("FinetuneConfig: target_macs", self.target_macs))
@@ -262,6 +279,8 @@ class FinetuneConfig:
             raise ConvertError(f"FinetuneConfig: gate_loss_weight={self.gate_loss_weight}, expected a weight above 0.")
         if min(self.temperature) <= 0:
             raise ConvertError(f"FinetuneConfig: temperature={self.temperature}, expected values above 0.")
+        if not 0 < self.distill_temperature < math.inf:
+            raise ConvertError(f"FinetuneConfig: distill_temperature={self.distill_temperature}, expected above 0.")
         if self.resume and self.out is None:
             raise ConvertError("FinetuneConfig: resume needs `out`, the folder of the run to go on with.")
 

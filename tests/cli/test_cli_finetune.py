@@ -63,6 +63,28 @@ def test_interrupting(run, data, folder):
     assert [epoch["epoch"] for epoch in json.loads(again.stdout)["history"]] == [0, 1, 2]
 
 
+def test_without_labels(run, folder, scenes):
+    """Folders are no classes then: nine of them, and any number of answers would do."""
+    words = ("--train", scenes / "train", "--val", scenes, *CLIP, *QUICK, "--epochs", "1", "--out", "run")
+    document = json.loads(run("finetune", "mynets:build", *words, "--no-labels", "--json").stdout)
+    assert document["agreement"]
+    assert document["history"][0]["accuracy"] == 1.0  # as converted
+    assert document["num_clips"] == 36  # train/ and val/, at any depth
+    assert not (folder / "run/best/classes.txt").exists()
+
+
+def test_what_knows_nothing_cannot_teach(run, data, folder):
+    (folder / "names.txt").write_text("a\n")
+    result = run("finetune", "vared2_demo", *data, *QUICK, "--out", "run", "--distill-weight", "1", code=2)
+    assert "vared2_demo has nothing to teach, its weights are random" in result.stderr
+    result = run("finetune", "vared2_demo", *data, *QUICK, "--out", "run", "--no-labels", code=2)
+    assert "its weights are random" in result.stderr
+    result = run(
+        "finetune", "mynets:build", *data, *QUICK, "--out", "run", "--no-labels", "--classes", "names.txt", code=2
+    )
+    assert "--no-labels reads none" in result.stderr
+
+
 def test_every_setting_of_the_config_has_an_option():
     options = inspect.signature(finetune).parameters
     for field in fields(FinetuneConfig):

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from vared2_fx.data import VideoListing, list_videos, read_classes
+from vared2_fx.data import VideoListing, list_unlabelled, list_videos, read_classes
 from vared2_fx.errors import DataError
 
 
@@ -138,3 +138,18 @@ def test_what_is_wrong_with_the_source(tmp_path):
     (tmp_path / "names.txt").write_text("\n")
     with pytest.raises(DataError, match=r"names.txt` is empty"):
         read_classes(tmp_path / "names.txt")
+
+
+def test_without_classes(tmp_path):
+    touch(tmp_path, "c.mp4", "a/b.MP4", "a/deep/x.webm", "a/notes.txt")
+    listing = list_unlabelled(tmp_path)
+    assert listing.classes == ()
+    assert [Path(path).name for path, _ in listing.videos] == ["b.MP4", "x.webm", "c.mp4"]
+    listing = list_unlabelled(csv_file(tmp_path, "path,label\nc.mp4,9\n\na/b.MP4\n"))
+    assert [path for path, _ in listing.videos] == [str(tmp_path / "c.mp4"), str(tmp_path / "a/b.MP4")]
+    (tmp_path / "none").mkdir()
+    for source, message in (("none", "no videos"), ("nix", "does not exist")):
+        with pytest.raises(DataError, match=message):
+            list_unlabelled(tmp_path / source)
+    with pytest.raises(DataError, match="lists no videos"):
+        list_unlabelled(csv_file(tmp_path, "path\n"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from made_videos import encode, steps
 
-from vared2_fx.data import EpochSampler, collate_clips, list_videos, make_loader
+from vared2_fx.data import EpochSampler, collate_clips, list_unlabelled, list_videos, make_loader
 from vared2_fx.errors import DataError
 
 
@@ -16,6 +16,14 @@ def folder_with_bad(video_folder):
     (video_folder / "dark" / "text.mp4").write_text("no video")
     encode(video_folder / "light" / "short.mp4", steps(3))
     return video_folder
+
+
+def test_unlabelled_batches(video_folder, clip_config):
+    loader = make_loader(list_unlabelled(video_folder), clip_config, batch_size=4)
+    batches = list(loader)
+    assert [len(batch["video"]) for batch in batches] == [4, 2]
+    assert not any("label" in batch for batch in batches)
+    assert loader.log.num_read == 6
 
 
 def test_evaluation_batches(video_folder, clip_config):

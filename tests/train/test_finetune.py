@@ -4,47 +4,12 @@ import json
 
 import pytest
 import torch
-from torch import nn
+from small import bright_or_dark, config, loaders, small_net
 from torch.utils.data import DataLoader, TensorDataset
 
 import vared2_fx as vr
 from vared2_fx.errors import CheckpointError, ConvertError, DataError, TrainError
 from vared2_fx.train.optimizer import parameter_groups
-
-
-def small_net() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv3d(1, 8, 3, padding=1),
-        nn.BatchNorm3d(8),
-        nn.ReLU(),
-        nn.Conv3d(8, 16, 3, stride=(1, 2, 2), padding=1),
-        nn.BatchNorm3d(16),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool3d(1),
-        nn.Flatten(),
-        nn.Linear(16, 2),
-    )
-
-
-def bright_or_dark(num: int, seed: int) -> TensorDataset:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(2, (num,), generator=generator)
-    clips = torch.randn(num, 1, 8, 8, 8, generator=generator) + (labels * 1.0 - 0.5).view(-1, 1, 1, 1, 1)
-    return TensorDataset(clips, labels)
-
-
-def loaders(train: int = 64, seed: int = 0) -> tuple[DataLoader, DataLoader]:
-    generator = torch.Generator().manual_seed(seed)
-    return (
-        DataLoader(bright_or_dark(train, 1), batch_size=16, shuffle=True, generator=generator),
-        DataLoader(bright_or_dark(32, 2), batch_size=16),
-    )
-
-
-def config(**changes: object) -> vr.FinetuneConfig:
-    values = {"epochs": 4, "lr": 1e-3, "gate_lr": 2e-2, "progress": False, "efficiency_weight": 2.0} | changes
-    return vr.FinetuneConfig(**values)
 
 
 @pytest.mark.parametrize("gate", ["softmax", "gumbel", "soft_modulation"])
@@ -54,17 +19,6 @@ def test_macs_come_down_and_the_task_is_learned(gate):
     assert result.history[0].share > 1.0  # full, and the gates' own cost on top
     assert result.evaluation.share < 0.75
     assert result.evaluation.accuracy > 0.9
-
-
-def test_a_target_is_reached_and_a_lower_one_goes_lower():
-    shares = []
-    for target in (0.8, 0.3):
-        torch.manual_seed(0)
-        dynamic = vr.convert(small_net(), config=vr.ConvertConfig(min_macs_share=0.0))
-        result = vr.finetune(dynamic, *loaders(160), config(epochs=8, lr=1e-2, target_macs=target))
-        shares.append(result.evaluation.share)
-    assert shares[0] <= 0.82
-    assert shares[1] < shares[0]
 
 
 def test_without_pressure_nothing_is_saved():  # the control

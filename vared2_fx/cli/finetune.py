@@ -4,7 +4,7 @@ from dataclasses import asdict
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -41,6 +41,9 @@ from vared2_fx.cli.output import say, show, show_json, write_text
 from vared2_fx.config import FinetuneConfig
 from vared2_fx.convert import convert
 from vared2_fx.errors import Vared2Error
+
+if TYPE_CHECKING:
+    from vared2_fx.data import VideoListing
 
 _DEFAULT = FinetuneConfig()
 _TRAINING = "Training"
@@ -102,6 +105,19 @@ def finetune(
     optimizer: Annotated[str, _option("Any that timm knows by name.")] = _DEFAULT.optimizer,
     warmup_epochs: Annotated[float, _option("Epochs over which learning rates rise.")] = _DEFAULT.warmup_epochs,
     label_smoothing: Annotated[float, _option("Of the cross-entropy.", min=0, max=1)] = _DEFAULT.label_smoothing,
+    labels: Annotated[
+        bool,
+        _option(
+            "Without: videos in any folders, or the first column of a CSV, and the network's own answers, as it came, "
+            "in place of labels; distillation alone."
+        ),
+    ] = True,
+    distill_weight: Annotated[
+        float, _option("Weight of agreeing with the network as it came, beside being right; 1 is usual.")
+    ] = _DEFAULT.distill_weight,
+    distill_temperature: Annotated[
+        float, _option("Softens both answers before they are compared.")
+    ] = _DEFAULT.distill_temperature,
     efficiency_weight: Annotated[
         float, _option("λ, the weight of saving beside being right.")
     ] = _DEFAULT.efficiency_weight,
@@ -167,6 +183,8 @@ def finetune(
         weight_decay=weight_decay,
         warmup_epochs=warmup_epochs,
         label_smoothing=label_smoothing,
+        distill_weight=distill_weight if labels or distill_weight else 1.0,
+        distill_temperature=distill_temperature,
         efficiency_weight=efficiency_weight,
         efficiency_warmup=efficiency_warmup,
         target_macs=target_macs,
@@ -190,15 +208,14 @@ def finetune(
         engine=engine,
     )
     _check_out(out, resume)
-    from vared2_fx.data import list_videos, make_loader
+    from vared2_fx.data import make_loader
     from vared2_fx.train import finetune as train_network
 
-    listing = list_videos(train, classes=classes)
-    val_listing = list_videos(val, classes=listing.classes)
+    listing, val_listing = _listings(train, val, classes, labels=labels)
     opened = _open(network, len(listing.classes), pretrained=pretrained, weights=weights, base=base)
-    if opened.notes:
-        say("note: the weights are random; --pretrained or --weights gives fine-tuning something to keep.")
-    _check_classes(opened, network, listing.classes)
+    _check_knows(opened, network, len(listing.classes), distilled=config.distill_weight > 0)
+    if labels:
+        _check_classes(opened, network, listing.classes)
     dynamic = opened.converted
     if dynamic is None:
         dynamic = convert(opened.model, example_inputs(opened, frames=frames, size=size), conversion_config)
@@ -206,7 +223,8 @@ def finetune(
     load = partial(make_loader, config=clips, batch_size=batch_size, num_workers=workers, seed=seed)
     train_loader, val_loader = load(listing, training=True, flip=flip), load(val_listing)
     place(dynamic, device)
-    _write_classes(out / "best", listing.classes)
+    if labels:
+        _write_classes(out / "best", listing.classes)
     try:
         result = train_network(dynamic, train_loader, val_loader, config)
     except KeyboardInterrupt:
@@ -228,9 +246,35 @@ def _open(network: str, num_classes: int, *, pretrained: bool, weights: Path | N
 
     if network not in zoo.names():
         return open_network(network, pretrained=pretrained, weights=weights, base=base)
-    if num_classes != zoo.spec(network).num_classes:
+    if num_classes in (0, zoo.spec(network).num_classes):
+        num_classes = zoo.spec(network).num_classes
+    else:
         say(f"{network}: a last layer for the {num_classes} classes of the data.")
     return open_network(network, pretrained=pretrained, weights=weights, num_classes=num_classes, base=base)
+
+
+def _listings(train: Path, val: Path, classes: Path | None, *, labels: bool) -> tuple["VideoListing", "VideoListing"]:
+    from vared2_fx.data import list_unlabelled, list_videos
+
+    if not labels:
+        if classes is not None:
+            raise Vared2Error("--classes names what labels mean, and --no-labels reads none; leave one of them out.")
+        return list_unlabelled(train), list_unlabelled(val)
+    listing = list_videos(train, classes=classes)
+    return listing, list_videos(val, classes=listing.classes)
+
+
+def _check_knows(opened: Network, network: str, num_classes: int, *, distilled: bool) -> None:
+    """Warn of random weights; refuse to learn from them."""
+    new_layer = opened.converted is None and opened.spec is not None and num_classes not in (0, opened.spec.num_classes)
+    if distilled and (opened.notes or new_layer):
+        what = "its weights are random" if opened.notes else "its last layer is new"
+        raise Vared2Error(
+            f"distillation: {network} has nothing to teach, {what}. Give weights trained for these classes by "
+            "--pretrained, --weights or a saved folder."
+        )
+    if opened.notes:
+        say("note: the weights are random; --pretrained or --weights gives fine-tuning something to keep.")
 
 
 def _check_out(out: Path, resume: bool) -> None:
@@ -265,6 +309,7 @@ def _document(result: Any) -> dict[str, Any]:
     evaluation = result.evaluation
     return {
         "accuracy": evaluation.accuracy,
+        "agreement": evaluation.agreement,
         "loss": evaluation.loss,
         "num_clips": len(evaluation.clips),
         "dense_macs": evaluation.dense_macs,

@@ -20,7 +20,7 @@ class VideoListing:
     """(path, label) of each video; the label is an index into `classes`."""
 
     classes: tuple[str, ...]
-    """Names of the classes, in label order."""
+    """Names of the classes, in label order; none where nobody knows them."""
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -80,6 +80,31 @@ def list_videos(
     raise DataError(
         f"`{path}` does not exist. Give a folder with one folder of videos per class, or a CSV with rows `path,label`."
     )
+
+
+def list_unlabelled(source: str | Path) -> VideoListing:
+    """List videos whose classes nobody knows: all in a folder and the folders inside, or of a CSV's first column.
+
+    Returns:
+        The listing, sorted by path for a folder; there are no classes, and every label is 0.
+
+    Raises:
+        DataError: the source is missing, or has no videos.
+    """
+    path = Path(source)
+    if path.is_dir():
+        folders = (path, *(inside for inside in path.rglob("*") if inside.is_dir()))
+        files = [str(file) for folder in folders for file in _videos_in(folder)]
+        if not files:
+            raise DataError(f"`{path}`: no videos ({', '.join(VIDEO_SUFFIXES)}) in it, nor in the folders inside.")
+        return VideoListing(videos=tuple((file, 0) for file in sorted(files)), classes=())
+    if not path.is_file():
+        raise DataError(f"`{path}` does not exist. Give a folder with videos, or a CSV whose first column names them.")
+    rows = [row[0].strip() for row in csv.reader(_read_text(path, what="the list of videos").splitlines()) if row]
+    named = [name for name in rows if name and name.lower() not in _HEADER_PATH]
+    if not named:
+        raise DataError(f"`{path}` lists no videos. Write one path per line.")
+    return VideoListing(videos=tuple((str(path.parent / name), 0) for name in named), classes=())
 
 
 def _list_folder(root: Path, classes: tuple[str, ...] | None) -> VideoListing:

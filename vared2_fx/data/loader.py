@@ -36,7 +36,7 @@ class DecodeLog:
 
     def add(self, batch: dict[str, Any]) -> None:
         """Count a batch of `collate_clips`."""
-        self.num_read += len(batch["label"])
+        self.num_read += len(batch["video_name"])
         self.num_short += batch["num_short"]
         self.num_failed += batch["num_failed"]
         self.failed.update(batch["failed"])
@@ -46,20 +46,21 @@ class DecodeLog:
         return "\n  ".join([f"{text}:", *self.failed.values()]) if self.failed else text
 
 
-def collate_clips(items: Sequence[dict[str, Any]], *, config: ClipConfig) -> dict[str, Any]:
+def collate_clips(items: Sequence[dict[str, Any]], *, config: ClipConfig, labelled: bool = True) -> dict[str, Any]:
     """Stack items of `VideoDataset` to a batch; drop and count those that could not be read.
 
     Returns:
         "video" (B, 3, T, crop, crop) float32, "label", "video_index", "clip_index" int64 (B,), "video_name"
         list of B paths; "num_failed" and "num_short" int, "failed" {path: reason}. B is smaller than the
-        number of items where some failed, and 0 where all did.
+        number of items where some failed, and 0 where all did. No "label" where `labelled` is False.
     """
+    keep = _KEEP if labelled else tuple(key for key in _KEEP if key != "label")
     good = [item for item in items if item["video"] is not None]
     failed = [item for item in items if item["video"] is None]
     if good:
-        batch: dict[str, Any] = default_collate([{key: item[key] for key in _KEEP} for item in good])
+        batch: dict[str, Any] = default_collate([{key: item[key] for key in keep} for item in good])
     else:
-        batch = {key: torch.zeros(0, dtype=torch.int64) for key in _KEEP}
+        batch = {key: torch.zeros(0, dtype=torch.int64) for key in keep}
         batch["video"] = torch.zeros(0, 3, config.frames, config.crop, config.crop)
     return {
         **batch,
@@ -119,7 +120,7 @@ class VideoLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         for batch in super().__iter__():
             self.log.add(batch)
-            if len(batch["label"]):
+            if batch["video_name"]:
                 yield batch
 
 
@@ -139,7 +140,7 @@ def make_loader(
     """Make batches of clips from video files.
 
     Args:
-        source: folder, CSV or listing, see `list_videos`.
+        source: folder, CSV or listing, see `list_videos`; from `list_unlabelled`: batches have no "label".
         config: what a clip is; `ClipConfig.from_spec(vr.zoo.spec(name))` for a network of the zoo.
         batch_size: clips in a batch.
         training: shuffled random clips; an incomplete last batch is left out, unless it is the only one.
@@ -171,7 +172,7 @@ def make_loader(
         batch_size=batch_size,
         sampler=EpochSampler(len(dataset), seed=seed) if training else None,
         num_workers=num_workers,
-        collate_fn=partial(collate_clips, config=config),
+        collate_fn=partial(collate_clips, config=config, labelled=bool(listing.classes)),
         drop_last=training and len(dataset) >= batch_size,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,

@@ -1,5 +1,6 @@
 """Losses, evaluation and fine-tuning."""
 
+from vared2_fx.train.distill import distillation_loss
 from vared2_fx.train.evaluate import ClipResult, Evaluation, evaluate
 from vared2_fx.train.finetune import FinetuneResult, finetune
 from vared2_fx.train.gates import GateFit, fit_gates
@@ -16,6 +17,7 @@ __all__ = [
     "GateFit",
     "Oracle",
     "Rung",
+    "distillation_loss",
     "efficiency_loss",
     "evaluate",
     "finetune",

@@ -1,13 +1,14 @@
 """Accuracy and multiply-adds over data."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from vared2_fx.batches import check_labels, read_labelled
+from vared2_fx.batches import Batch, check_labels, read_batch, read_labelled
 from vared2_fx.errors import DataError
 from vared2_fx.layers import Decision
 from vared2_fx.modes import evaluating
@@ -24,6 +25,7 @@ class ClipResult:
 
     name: str
     label: int
+    """Its class; of a clip without a label, what the original network answers."""
     prediction: int
     macs: int
     """Multiply-adds that it took, all overhead counted."""
@@ -38,6 +40,8 @@ class Evaluation:
     """Mean cross-entropy per clip."""
     dense_macs: int
     """Multiply-adds per clip of the original network."""
+    agreement: bool = False
+    """The clips had no labels: `accuracy` is agreement with the original network, and `loss` is against its answers."""
     layers: Mapping[str, LayerDecisions] = field(default_factory=dict)
     """What each region computed, by path; empty for a static network."""
 
@@ -68,37 +72,46 @@ class Evaluation:
 
     def __str__(self) -> str:
         low, high = (percent(value / self.dense_macs) for value in (self.min_macs, self.max_macs))
+        what = "agreement with the original" if self.agreement else "top-1"
         return (
-            f"top-1 {percent(self.accuracy)} of {len(self.clips)} clips, loss {self.loss:.3f}, "
+            f"{what} {percent(self.accuracy)} of {len(self.clips)} clips, loss {self.loss:.3f}, "
             f"{si(self.mean_macs)}MACs per clip, {percent(self.share)} of the original (min {low}, max {high})"
         )
 
 
-def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
+def evaluate(
+    model: nn.Module, loader: Iterable[Any], *, original: Callable[[Tensor], Tensor] | None = None
+) -> Evaluation:
     """Run a network over a loader, in evaluation mode.
 
     Args:
         model: a converted network, or any other, which takes the same multiply-adds for every clip. Its mode is
             restored.
         loader: batches as dicts with "video" and "label", or pairs (clips, labels).
+        original: what to agree with where clips have no labels; from clips (N, C, T, H, W) to scores (N, classes),
+            such as the original network itself.
 
     Returns:
         Per clip the answer and the multiply-adds it took.
 
     Raises:
-        DataError: the loader is empty, a batch has no clips and labels, or the network takes boxes.
+        DataError: the loader is empty, only some of its batches have labels, none has and there is no `original`, or
+            the network takes boxes.
     """
-    observed, pack = _observed(model), packer(model)
+    pack = packer(model)
     like = next(model.parameters())
     results: list[ClipResult] = []
     dense: dict[tuple[int, ...], int] = {}
-    counts, loss = DecisionCounts(), 0.0
-    with evaluating(model):
+    counts, loss, labelled = DecisionCounts(), 0.0, set[bool]()
+    asked = evaluating(original) if isinstance(original, nn.Module) else nullcontext()
+    with evaluating(model), asked:
+        observed = _observed(model)
         for raw in loader:
-            batch, labels = read_labelled(raw)
-            if not len(labels):
+            batch = read_batch(raw).to(like)
+            if not len(batch.video):
                 continue
-            batch, labels = batch.to(like), labels.to(like.device)
+            labels = _labels(raw, batch, original)
+            labelled.add(batch.labels is not None)
             output, decisions = observed(*pack(batch.video))
             check_scores(labels, output)
             shape = tuple(batch.video.shape[1:])
@@ -116,9 +129,22 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
             results.extend(ClipResult(name=n, label=y, prediction=p, macs=m) for n, y, p, m in rows)
     if not results:
         raise DataError("evaluate: the loader gave no clips.")
+    if len(labelled) > 1:
+        raise DataError("evaluate: some batches have labels and some have none; evaluate them apart.")
     return Evaluation(
-        clips=tuple(results), loss=loss / len(results), dense_macs=max(dense.values()), layers=counts.found()
+        clips=tuple(results),
+        loss=loss / len(results),
+        dense_macs=max(dense.values()),
+        agreement=labelled == {False},
+        layers=counts.found(),
     )
+
+
+def _labels(raw: Any, batch: Batch, original: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """The batch's labels, or what `original` answers."""
+    if batch.labels is not None:
+        return batch.labels
+    return read_labelled(raw)[1] if original is None else original(batch.video).argmax(1)
 
 
 def _observed(model: nn.Module) -> Callable[..., tuple[Tensor, dict[str, Decision]]]:

@@ -2,35 +2,30 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from vared2_fx.batches import read_labelled, set_epoch
+from vared2_fx.batches import read_batch, set_epoch
 from vared2_fx.config import FinetuneConfig
 from vared2_fx.convert import conversion
-from vared2_fx.errors import DataError, TrainError
-from vared2_fx.layers import Decision, fixed_decisions
+from vared2_fx.errors import CheckpointError, TrainError
 from vared2_fx.packing import packer
 from vared2_fx.passes.rewrite import regions, with_decisions
 from vared2_fx.policy.reach import check_reachable
-from vared2_fx.policy.statistics import dense_macs
-from vared2_fx.train.evaluate import Evaluation, check_scores, evaluate
+from vared2_fx.train.distill import Answered, make_teacher
+from vared2_fx.train.evaluate import Evaluation, evaluate
 from vared2_fx.train.gates import fit_gates
 from vared2_fx.train.history import EpochLog, EpochMeter, rank
-from vared2_fx.train.losses import efficiency_loss, expected_share
 from vared2_fx.train.norms import has_own_norms, recalibrate_norms
+from vared2_fx.train.objective import Objective, check_finite
 from vared2_fx.train.optimizer import make_optimizer
 from vared2_fx.train.progress import TrainingBar
+from vared2_fx.train.setup import make_accelerator, make_scheduler, num_batches
 from vared2_fx.train.state import RunFolder
-from vared2_fx.train.variants import drawn_policies, forgiving_loss, trained_choices
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from vared2_fx.train.target import TOLERANCE
 
 log = logging.getLogger(__name__)
 
@@ -50,48 +45,56 @@ def finetune(
     train_loader: Iterable[Any],
     val_loader: Iterable[Any],
     config: FinetuneConfig | None = None,
+    *,
+    original: nn.Module | None = None,
 ) -> FinetuneResult:
     """Train a converted network, weights, gates and cheap operations together.
 
     Loss: cross-entropy + λ · `efficiency_loss`, only clips classified correctly pushing [VA-RED², section 3, as we
-    understand it]; warm-up of λ, the target and the schedule `variants_first` are ours. For a loop of your own:
-    `with_decisions`, `efficiency_loss`, `fit_gates`, `evaluate`.
+    understand it]; warm-up of λ, the target, distillation and the schedule `variants_first` are ours. For a loop of
+    your own: `with_decisions`, `efficiency_loss`, `distillation_loss`, `fit_gates`, `evaluate`.
 
     Args:
         dynamic: what `convert` returned; trained in place, and left with the weights of the best epoch, in
             evaluation mode. The network it was converted from is not touched.
-        train_loader: batches as dicts with "video" and "label", or pairs (clips, labels).
+        train_loader: batches as dicts with "video" and "label", or pairs (clips, labels). With distillation labels
+            may be missing: the original's answers take their place.
         val_loader: the same, for choosing the best epoch.
         config: see `FinetuneConfig`.
+        original: with distillation, whose answers are learned; put in evaluation mode. None: a copy of the network
+            that `dynamic` was converted from, with the weights that `dynamic` has now.
 
     Returns:
         The history and the best epoch's evaluation.
 
     Raises:
         ConvertError: `dynamic` is not a converted network, or cannot come down to the target.
-        DataError: a loader is empty, its labels do not fit the network's outputs, or the network takes boxes.
+        DataError: a loader is empty, its labels are missing or do not fit the network's outputs, or the network takes
+            boxes.
+        TrainError: the loss is not finite, `original` shares weights with `dynamic`, or an optimiser is unknown.
         CheckpointError: the run to resume is damaged, or had another config.
     """
     conversion(dynamic)
     config = config or FinetuneConfig()
     check_reachable("finetune", dynamic, val_loader, config.target)
-    return _Run(dynamic, train_loader, val_loader, config).run()
+    return _Run(dynamic, train_loader, val_loader, config, original).run()
 
 
 class _Run:
     """One fine-tuning run: what its epochs share."""
 
     def __init__(
-        self, dynamic: fx.GraphModule, train_loader: Iterable[Any], val_loader: Iterable[Any], config: FinetuneConfig
+        self,
+        dynamic: fx.GraphModule,
+        train_loader: Iterable[Any],
+        val_loader: Iterable[Any],
+        config: FinetuneConfig,
+        original: nn.Module | None,
     ) -> None:
-        # Not at the top of the file: they take longer to import than all the rest of the package.
-        from accelerate.utils import set_seed
-        from timm.scheduler import CosineLRScheduler
-
-        self.dynamic, self.config, self.pack = dynamic, config, packer(dynamic)
-        self.val_loader = val_loader
-        set_seed(config.seed)
-        self.accelerator = _accelerator(config, on_cpu=next(dynamic.parameters()).device.type == "cpu")
+        self.dynamic, self.config = dynamic, config
+        self.val_loader, self.like = val_loader, next(dynamic.parameters())
+        self.teacher = make_teacher(dynamic, original, packer(dynamic)) if config.distill_weight else None
+        self.accelerator = make_accelerator(config, on_cpu=self.like.device.type == "cpu")
         several = self.accelerator.num_processes > 1  # alone, the loader stays what it is, with its counts
         if several and config.schedule == "variants_first":
             raise TrainError(
@@ -99,32 +102,26 @@ class _Run:
                 "take schedule='joint', or a single process."
             )
         self.train_loader = self.accelerator.prepare(train_loader) if several else train_loader
-        self.num_steps = config.epochs * _num_batches(self.train_loader)
+        self.num_steps = config.epochs * num_batches(self.train_loader)
         optimizer = make_optimizer(dynamic, config)
-        self.scheduler = CosineLRScheduler(
-            optimizer,
-            t_initial=max(2, self.num_steps),  # of one step it says that it has no effect
-            warmup_t=min(self.num_steps - 1, round(config.warmup_epochs * self.num_steps / config.epochs)),
-            warmup_lr_init=0.0,
-            t_in_epochs=False,
-        )
+        self.scheduler = make_scheduler(optimizer, config, self.num_steps)
         self.observed, self.optimizer = self.accelerator.prepare(with_decisions(dynamic), optimizer)
+        self.objective = Objective(dynamic, self.observed, config, self.accelerator, self.teacher, self.num_steps)
         self.gates = [region.gate for region in regions(dynamic).values()]
         of_gates = {module for gate in self.gates for module in gate.modules()}
         norms = (module for module in dynamic.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
         self.norms = [norm for norm in norms if norm not in of_gates]
-        self.choices = trained_choices(dynamic)
         variants_first = config.schedule == "variants_first"
         own_epochs = min(config.epochs - 1, round(config.own_share * config.epochs))
         self.first_fit = config.epochs - own_epochs if variants_first else config.epochs + 1
         self.fits = {self.first_fit, config.epochs} if variants_first else set()
         self.folder = RunFolder(config, self.accelerator)
-        self.dense: dict[tuple[int, ...], int] = {}
         self.history: list[EpochLog] = []
         self.best_weights: dict[str, Tensor] = {}
 
     def run(self) -> FinetuneResult:
         if (progress := self.folder.resume()) is not None:
+            self._check_teacher(progress)
             self.history = [EpochLog(**line) for line in progress["history"]]
             self.best_weights = self.folder.best_weights()
         else:
@@ -144,8 +141,15 @@ class _Run:
         return FinetuneResult(
             history=tuple(self.history),
             best_epoch=min(self.history, key=rank).epoch,
-            evaluation=evaluate(self.dynamic, self.val_loader),
+            evaluation=evaluate(self.dynamic, self.val_loader, original=self.teacher),
         )
+
+    def _check_teacher(self, progress: dict[str, Any]) -> None:
+        if self.teacher is not None and progress.get("teacher") != self.teacher.fingerprint():
+            raise CheckpointError(
+                f"resume: the run in {self.config.out} learned from other weights. Pass the network as it was "
+                "converted, not a trained one, or the run's `original`."
+            )
 
     def _recalibrate(self) -> None:
         """With variants first each choice is trained with statistics of its own, where it has some."""
@@ -154,7 +158,8 @@ class _Run:
 
     def _fit_gates(self) -> None:
         self._recalibrate()
-        fit = fit_gates(self.dynamic, self.val_loader, loss_weight=self.config.gate_loss_weight)
+        loader = self.val_loader if self.teacher is None else Answered(self.val_loader, self.teacher, self.like)
+        fit = fit_gates(self.dynamic, loader, loss_weight=self.config.gate_loss_weight)
         log.info("gates: %s", fit)
 
     def _train_epoch(self, epoch: int, bar: TrainingBar) -> EpochMeter:
@@ -168,19 +173,13 @@ class _Run:
         if self.config.freeze_norms:
             for norm in self.norms:
                 norm.eval()
-        like = next(self.dynamic.parameters())
         for step, raw in enumerate(self.train_loader, start=(epoch - 1) * per_epoch):
             self._set_schedules(min(step, self.num_steps - 1))
-            batch, labels = read_labelled(raw)
-            if not len(labels):
+            batch = read_batch(raw).to(self.like)
+            if not len(batch.video):
                 continue
-            batch, labels = batch.to(like), labels.to(like.device)
-            for loss in self._losses(batch.video, labels, step, meter):
-                if not torch.isfinite(loss):
-                    raise TrainError(
-                        f"finetune: the loss is {loss.item()} in epoch {epoch}, step {step}. "
-                        "Lower lr and gate_lr, or train with mixed_precision='no'."
-                    )
+            for loss in self.objective.losses(batch, step, meter, fitted=epoch > self.first_fit):
+                check_finite(loss, epoch, step)
                 self.optimizer.zero_grad()
                 self.accelerator.backward(loss)
                 if self.config.clip_grad:
@@ -188,53 +187,6 @@ class _Run:
                 self.optimizer.step()
             bar.advance(epoch, self.config.epochs, meter.loss, meter.accuracy, meter.share)
         return meter
-
-    def _losses(self, video: Tensor, labels: Tensor, step: int, meter: EpochMeter) -> Iterator[Tensor]:
-        """The losses of a batch, each to be followed by an update."""
-        if self.config.schedule == "joint":
-            with self.accelerator.autocast():
-                output, decisions = self.observed(*self.pack(video))
-                loss = self._loss(video, labels, output, decisions, step, meter)
-            yield loss
-            return
-        fitted = step >= self.first_fit * (self.num_steps // self.config.epochs)
-        policies: Iterable[Any] = ({},) if fitted else drawn_policies(self.gates, self.choices)
-        for choices in policies:
-            with fixed_decisions(choices), self.accelerator.autocast():
-                output, decisions = self.observed(*self.pack(video))
-            check_scores(labels, output)
-            loss = forgiving_loss(output.float(), labels)
-            with torch.no_grad():
-                meter.add(loss, output.argmax(1) == labels, expected_share(decisions, self._dense(video)))
-            yield loss
-
-    def _dense(self, video: Tensor) -> int:
-        shape = tuple(video.shape[1:])
-        if shape not in self.dense:
-            self.dense[shape] = dense_macs(self.dynamic, self.pack(video))
-        return self.dense[shape]
-
-    def _loss(
-        self,
-        video: Tensor,
-        labels: Tensor,
-        output: Tensor,
-        decisions: dict[str, Decision],
-        step: int,
-        meter: EpochMeter,
-    ) -> Tensor:
-        check_scores(labels, output)
-        dense = self._dense(video)
-        correct = output.argmax(1) == labels
-        task = F.cross_entropy(output.float(), labels, label_smoothing=self.config.label_smoothing)
-        efficiency = efficiency_loss(decisions, correct=correct, dense=dense, target=self.config.target)
-        with torch.no_grad():
-            meter.add(task, correct, expected_share(decisions, dense))
-        return task + self._efficiency_weight(step) * efficiency
-
-    def _efficiency_weight(self, step: int) -> float:
-        warmup = self.config.efficiency_warmup * self.num_steps
-        return self.config.efficiency_weight * min(1.0, step / warmup if warmup else 1.0)
 
     def _set_schedules(self, step: int) -> None:
         self.scheduler.step_update(step)
@@ -245,7 +197,9 @@ class _Run:
 
     def _finish_epoch(self, epoch: int, meter: EpochMeter, seconds: float) -> None:
         """Evaluate, keep the best, write everything down."""
-        evaluation = evaluate(self.dynamic, self.val_loader)
+        evaluation = evaluate(self.dynamic, self.val_loader, original=self.teacher)
+        if self.objective.controller is not None:
+            self.objective.controller.evaluated(evaluation.share)
         self.history.append(
             EpochLog(
                 epoch=epoch,
@@ -265,33 +219,17 @@ class _Run:
         if min(self.history, key=rank).epoch == epoch:
             self.best_weights = {k: v.detach().cpu().clone() for k, v in self.dynamic.state_dict().items()}
             self.folder.save_best(self.dynamic)
-        self.folder.save_last({"history": [asdict(line) for line in self.history]})
+        taught = {} if self.teacher is None else {"teacher": self.teacher.fingerprint()}
+        self.folder.save_last({"history": [asdict(line) for line in self.history], **taught})
 
     def _objective(self, evaluation: Evaluation) -> float:
-        """The loss that training minimises, with errors in place of cross-entropy, on what evaluation computed."""
+        """The loss that training minimises, with errors in place of cross-entropy, on what evaluation computed.
+
+        An epoch that misses the target stands behind all that do not.
+        """
         if self.config.target is None:
             efficiency = sum((c.macs / evaluation.dense_macs) ** 2 for c in evaluation.clips) / len(evaluation.clips)
         else:
             efficiency = max(0.0, evaluation.share - self.config.target)
-        return 1.0 - evaluation.accuracy + self.config.efficiency_weight * efficiency
-
-
-def _accelerator(config: FinetuneConfig, *, on_cpu: bool) -> "Accelerator":
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    try:
-        return Accelerator(mixed_precision=config.mixed_precision, cpu=on_cpu)
-    except ValueError:  # accelerate keeps precision and device per process; an earlier run had others
-        AcceleratorState._reset_state()
-        return Accelerator(mixed_precision=config.mixed_precision, cpu=on_cpu)
-
-
-def _num_batches(loader: Iterable[Any]) -> int:
-    try:
-        count = len(loader)  # type: ignore[arg-type]
-    except TypeError:
-        raise DataError("finetune: the training loader has no length; wrap it in one that knows its batches.") from None
-    if count == 0:
-        raise DataError("finetune: the training loader is empty.")
-    return count
+        missed = self.config.target is not None and efficiency > TOLERANCE
+        return missed + 1.0 - evaluation.accuracy + self.config.efficiency_weight * efficiency

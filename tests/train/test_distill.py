@@ -1,0 +1,119 @@
+"""Distillation: the loss by hand, and a network that learns from the original alone."""
+
+import copy
+
+import pytest
+import torch
+from small import config, loaders, small_net, unlabelled
+from torch import nn
+
+import vared2_fx as vr
+from vared2_fx.errors import CheckpointError, ConvertError, DataError, TrainError
+from vared2_fx.train.distill import Answered, Teacher
+
+
+def test_the_loss_by_hand():
+    scores, taught = torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]])
+    p = torch.tensor([1.0, 0.0]).softmax(0)  # at temperature 2
+    expected = 4 * (p * (p / 0.5).log()).sum()
+    torch.testing.assert_close(vr.distillation_loss(scores, taught, temperature=2.0), expected)
+    assert vr.distillation_loss(taught, taught) == 0
+    with pytest.raises(DataError, match=r"scores of shape \(1, 2\), the converted one \(1, 3\)"):
+        vr.distillation_loss(torch.zeros(1, 3), taught)
+
+
+def trained_net() -> nn.Module:
+    """Knows bright from dark."""
+    net = small_net()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for _ in range(3):
+        for clips, labels in loaders()[0]:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(clips), labels).backward()
+            optimizer.step()
+    return net.eval()
+
+
+@pytest.mark.parametrize("schedule", ["joint", "variants_first"])
+def test_without_labels_the_original_is_enough(schedule):
+    """Told nothing but the original's answers, the network keeps them at fewer multiply-adds."""
+    net = trained_net()
+    assert vr.evaluate(net, loaders()[1]).accuracy > 0.9
+    dynamic = vr.convert(net, config=vr.ConvertConfig(min_macs_share=0.0))
+    result = vr.finetune(dynamic, *unlabelled(160), config(epochs=6, lr=1e-2, schedule=schedule, distill_weight=1.0))
+    assert result.evaluation.agreement
+    assert str(result.evaluation).startswith("agreement with the original ")
+    assert result.evaluation.share < 0.8
+    assert vr.evaluate(dynamic, loaders()[1]).accuracy > 0.9  # by the labels that nobody showed it
+    assert not vr.evaluate(dynamic, loaders()[1]).agreement
+
+
+def test_with_labels_the_teacher_pulls():
+    """A teacher that always says the same is followed the more, the more it counts."""
+
+    class AlwaysDark(nn.Module):
+        def forward(self, x):
+            return x.new_tensor([[4.0, -4.0]]).expand(len(x), -1)
+
+    losses = []
+    for weight in (1e-6, 20.0):
+        dynamic = vr.convert(small_net())
+        changes = {"epochs": 6, "lr": 1e-2, "distill_weight": weight, "efficiency_weight": 0.0}
+        vr.finetune(dynamic, *loaders(), config(**changes), original=AlwaysDark())
+        says_dark = torch.cat([dynamic(clips).argmax(1) == 0 for clips, _ in loaders()[1]])
+        losses.append(says_dark.float().mean().item())
+    assert losses[0] < 0.8
+    assert losses[1] > 0.95
+
+
+def test_the_teacher_stays_as_it_was(untouched):
+    net = trained_net()
+    dynamic = vr.convert(net)
+    with untouched(net):
+        vr.finetune(dynamic, *loaders(), config(epochs=1, lr=1e-2, distill_weight=1.0), original=net)
+
+
+def test_clips_without_labels_are_answered_and_others_left_alone():
+    teacher = Teacher(trained_net(), lambda clips: (clips,))
+    (bare, _), (_, named) = unlabelled(), loaders()
+    like = torch.zeros(1)
+    assert len(Answered(bare, teacher, like)) == len(bare)
+    for batch in Answered(bare, teacher, like):
+        assert torch.equal(batch["label"], teacher(batch["video"]).argmax(1))
+    for given, kept in zip(named, Answered(named, teacher, like), strict=True):
+        assert torch.equal(given[1], kept[1])
+    (batch,) = Answered([{"video": torch.zeros(2, 1, 8, 8, 8), "video_name": ["a", "b"]}], teacher, like)
+    assert batch["video_name"] == ["a", "b"]
+
+
+def test_resuming_under_another_teacher_is_refused(tmp_path):
+    net = trained_net()
+    changes = {"epochs": 1, "distill_weight": 1.0, "out": str(tmp_path)}
+    dynamic = vr.convert(net)
+    vr.finetune(dynamic, *loaders(), config(**changes))
+    with pytest.raises(CheckpointError, match="learned from other weights"):
+        vr.finetune(dynamic, *loaders(), config(**changes, resume=True))
+    assert vr.finetune(vr.convert(net), *loaders(), config(**changes, resume=True)).history
+
+
+def test_mistakes_are_named(untouched):
+    net, (train, val) = small_net(), unlabelled()
+    dynamic = vr.convert(net)
+    with untouched(dynamic), pytest.raises(DataError, match="no labels"):
+        vr.finetune(dynamic, loaders()[0], val, config())
+    with pytest.raises(DataError, match="With distill_weight=1 the original"):
+        vr.finetune(vr.convert(net), train, loaders()[1], config())
+    with untouched(dynamic), pytest.raises(TrainError, match=r"copy\.deepcopy"):
+        vr.finetune(dynamic, train, val, config(distill_weight=1.0), original=nn.Sequential(dynamic))
+    wide = copy.deepcopy(net)
+    wide[-1] = nn.Linear(16, 3)
+    with pytest.raises(DataError, match="have to know the same classes"):
+        vr.finetune(vr.convert(net), train, val, config(distill_weight=1.0), original=wide)
+    with pytest.raises(DataError, match="no row of class scores"):
+        vr.finetune(vr.convert(net), train, val, config(distill_weight=1.0), original=nn.Identity())
+    mixed = [next(iter(val)), next(iter(loaders()[1]))]
+    with pytest.raises(DataError, match="some batches have labels"):
+        vr.evaluate(dynamic, mixed, original=net)
+    for changes in ({"distill_weight": -1.0}, {"distill_temperature": 0.0}):
+        with pytest.raises(ConvertError, match="FinetuneConfig: distill_"):
+            vr.FinetuneConfig(**changes)

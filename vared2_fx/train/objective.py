@@ -1,0 +1,128 @@
+"""What fine-tuning minimises on a batch.
+
+N clips, C channels, T frames, H height, W width.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from vared2_fx.batches import Batch
+from vared2_fx.config import FinetuneConfig
+from vared2_fx.errors import DataError, TrainError
+from vared2_fx.layers import Decision, fixed_decisions
+from vared2_fx.packing import packer
+from vared2_fx.passes.rewrite import regions
+from vared2_fx.policy.statistics import dense_macs
+from vared2_fx.train.distill import Teacher, distillation_loss
+from vared2_fx.train.evaluate import check_scores
+from vared2_fx.train.history import EpochMeter
+from vared2_fx.train.losses import efficiency_loss, expected_share
+from vared2_fx.train.target import TargetController, charge
+from vared2_fx.train.variants import drawn_policies, forgiving_loss, trained_choices
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Objective:
+    """The losses of a batch, in either schedule."""
+
+    def __init__(
+        self,
+        dynamic: fx.GraphModule,
+        observed: nn.Module,
+        config: FinetuneConfig,
+        accelerator: "Accelerator",
+        teacher: Teacher | None,
+        num_steps: int,
+    ) -> None:
+        """Let `observed`, which shows the decisions of `dynamic`, answer; λ warms up over a share of `num_steps`."""
+        self._dynamic, self._observed, self._config = dynamic, observed, config
+        self._accelerator, self._teacher, self._num_steps = accelerator, teacher, num_steps
+        self._pack = packer(dynamic)
+        self._gates = [region.gate for region in regions(dynamic).values()]
+        self._choices = trained_choices(dynamic)
+        self._dense: dict[tuple[int, ...], int] = {}
+        self.controller = None if config.target is None else TargetController(config.target, num_steps)
+        if self.controller is not None:
+            accelerator.register_for_checkpointing(self.controller)
+
+    def losses(self, batch: Batch, step: int, meter: EpochMeter, *, fitted: bool) -> Iterator[Tensor]:
+        """The losses of a batch, each to be followed by an update.
+
+        Args:
+            batch: clips on the device, with labels unless a teacher gives them.
+            step: of the run.
+            meter: counts the clips.
+            fitted: with variants first, train under the gates' own decisions.
+
+        Raises:
+            DataError: no labels and no teacher, or labels that do not fit.
+        """
+        video, labelled = batch.video, batch.labels is not None
+        if batch.labels is None and self._teacher is None:
+            raise DataError(
+                "finetune: the training clips have no labels. With distill_weight=1 the original network's answers "
+                "take their place."
+            )
+        taught = None if self._teacher is None else self._teacher(video)
+        labels = batch.labels if batch.labels is not None else taught.argmax(1)  # type: ignore[union-attr]
+        joint = self._config.schedule == "joint"
+        policies: Iterable[Any] = ({},) if joint or fitted else drawn_policies(self._gates, self._choices)
+        for choices in policies:
+            with fixed_decisions(choices), self._accelerator.autocast():
+                output, decisions = self._observed(*self._pack(video))
+                check_scores(labels, output)
+                loss = self._task(output.float(), labels if labelled else None, taught)
+                correct, dense = output.argmax(1) == labels, self.dense(video)
+                usage = expected_share(decisions, dense)
+                meter.add(loss.detach(), correct, usage.detach())
+                if joint:
+                    price = self._efficiency(decisions, usage, correct, dense)
+                    loss = loss + self._efficiency_weight(step) * price
+            yield loss
+
+    def dense(self, video: Tensor) -> int:
+        """Multiply-adds of the original for a clip of this size, measured once."""
+        shape = tuple(video.shape[1:])
+        if shape not in self._dense:
+            self._dense[shape] = dense_macs(self._dynamic, self._pack(video))
+        return self._dense[shape]
+
+    def _task(self, output: Tensor, labels: Tensor | None, taught: Tensor | None) -> Tensor:
+        loss = output.new_zeros(())
+        if labels is not None and self._config.schedule == "joint":
+            loss = loss + F.cross_entropy(output, labels, label_smoothing=self._config.label_smoothing)
+        elif labels is not None:
+            loss = loss + forgiving_loss(output, labels)
+        if taught is not None:
+            distilled = distillation_loss(output, taught, temperature=self._config.distill_temperature)
+            loss = loss + self._config.distill_weight * distilled
+        return loss
+
+    def _efficiency(self, decisions: dict[str, Decision], usage: Tensor, correct: Tensor, dense: int) -> Tensor:
+        if self.controller is None:
+            return efficiency_loss(decisions, correct=correct, dense=dense)
+        share = self._accelerator.reduce(usage.detach().mean(), "mean")
+        return charge(usage, self.controller.price(float(share)), correct)
+
+    def _efficiency_weight(self, step: int) -> float:
+        warmup = self._config.efficiency_warmup * self._num_steps
+        return self._config.efficiency_weight * min(1.0, step / warmup if warmup else 1.0)
+
+
+def check_finite(loss: Tensor, epoch: int, step: int) -> None:
+    """Refuse to go on from a loss that is none.
+
+    Raises:
+        TrainError: saying where, and what to try.
+    """
+    if not torch.isfinite(loss):
+        raise TrainError(
+            f"finetune: the loss is {loss.item()} in epoch {epoch}, step {step}. "
+            "Lower lr and gate_lr, or train with mixed_precision='no'."
+        )

@@ -1,0 +1,57 @@
+"""What a fine-tuning run is set up with."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vared2_fx.config import FinetuneConfig
+from vared2_fx.errors import DataError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from timm.scheduler import CosineLRScheduler
+
+# Imported inside: accelerate and timm take longer to import than all the rest of the package.
+
+
+def make_accelerator(config: FinetuneConfig, *, on_cpu: bool) -> "Accelerator":
+    """Accelerate's handle on devices, processes and precision, everything random seeded."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import set_seed
+
+    set_seed(config.seed)
+    try:
+        return Accelerator(mixed_precision=config.mixed_precision, cpu=on_cpu)
+    except ValueError:  # accelerate keeps precision and device per process; an earlier run had others
+        AcceleratorState._reset_state()
+        return Accelerator(mixed_precision=config.mixed_precision, cpu=on_cpu)
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, config: FinetuneConfig, num_steps: int) -> "CosineLRScheduler":
+    """Learning rates for each of `num_steps`: up from zero, then along a cosine to zero."""
+    from timm.scheduler import CosineLRScheduler
+
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=max(2, num_steps),  # of one step it says that it has no effect
+        warmup_t=min(num_steps - 1, round(config.warmup_epochs * num_steps / config.epochs)),
+        warmup_lr_init=0.0,
+        t_in_epochs=False,
+    )
+
+
+def num_batches(loader: Iterable[Any]) -> int:
+    """Batches of an epoch.
+
+    Raises:
+        DataError: none, or nobody knows how many.
+    """
+    try:
+        count = len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        raise DataError("finetune: the training loader has no length; wrap it in one that knows its batches.") from None
+    if count == 0:
+        raise DataError("finetune: the training loader is empty.")
+    return count
