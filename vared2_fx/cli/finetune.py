@@ -230,6 +230,8 @@ def finetune(
     except KeyboardInterrupt:
         say(f"What was finished is in {out}; the same line with --resume goes on from there.")
         raise
+    for alarm in result.alarms:
+        say(f"alarm: {alarm}")
     say(f"training clips: {train_loader.log}\nvalidation clips: {val_loader.log}")
     if json:
         show_json({"folder": str(out / "best"), "best_epoch": result.best_epoch, **_document(result)})
@@ -310,6 +312,10 @@ def _document(result: Any) -> dict[str, Any]:
     return {
         "accuracy": evaluation.accuracy,
         "agreement": evaluation.agreement,
+        "top5": evaluation.top5,
+        "percentiles": {str(p): evaluation.percentile(p) for p in (5, 25, 50, 75, 95)},
+        "by_class": {str(label): asdict(cost) for label, cost in evaluation.by_class().items()},
+        "alarms": result.alarms,
         "loss": evaluation.loss,
         "num_clips": len(evaluation.clips),
         "dense_macs": evaluation.dense_macs,

@@ -15,6 +15,7 @@ from vared2_fx.errors import CheckpointError, TrainError
 from vared2_fx.packing import packer
 from vared2_fx.passes.rewrite import regions, with_decisions
 from vared2_fx.policy.reach import check_reachable
+from vared2_fx.train.alarms import collapse_alarms
 from vared2_fx.train.distill import Answered, make_teacher
 from vared2_fx.train.evaluate import Evaluation, evaluate
 from vared2_fx.train.gates import fit_gates
@@ -38,6 +39,11 @@ class FinetuneResult:
     best_epoch: int
     evaluation: Evaluation
     """Of the best epoch, whose weights the network has now."""
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """Gates of that network that decide nothing; see `collapse_alarms`."""
+        return collapse_alarms(self.evaluation)
 
 
 def finetune(
@@ -212,10 +218,15 @@ class _Run:
                 max_share=evaluation.max_macs / evaluation.dense_macs,
                 objective=self._objective(evaluation),
                 seconds=seconds,
-                layers={path: asdict(layer) for path, layer in evaluation.layers.items()},
+                alarms=len(alarms := collapse_alarms(evaluation)),
+                layers={
+                    path: {"share": layer.share, "entropy": layer.entropy} for path, layer in evaluation.layers.items()
+                },
             )
         )
         log.info("epoch %d of %d: %s", epoch, self.config.epochs, evaluation)
+        for alarm in alarms if epoch else ():  # as converted, no gate decides anything yet
+            log.info("epoch %d: %s", epoch, alarm)
         if min(self.history, key=rank).epoch == epoch:
             self.best_weights = {k: v.detach().cpu().clone() for k, v in self.dynamic.state_dict().items()}
             self.folder.save_best(self.dynamic)

@@ -23,6 +23,8 @@ class EpochLog:
     objective: float
     """What the best epoch has least of: errors plus λ times the efficiency loss, both in the evaluation."""
     seconds: float
+    alarms: int = 0
+    """How many `collapse_alarms` the evaluation raised."""
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
     """Of the evaluation, by path of the region: `share` of its multiply-adds that was computed, and `entropy` of its
     choices over the clips in bits."""
