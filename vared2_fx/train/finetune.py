@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from vared2_fx.train.history import EpochLog, EpochMeter, rank
 from vared2_fx.train.norms import has_own_norms, recalibrate_norms
 from vared2_fx.train.objective import Objective, check_finite
 from vared2_fx.train.optimizer import make_optimizer
+from vared2_fx.train.processes import shared_norms
 from vared2_fx.train.progress import TrainingBar
 from vared2_fx.train.setup import make_accelerator, make_scheduler, num_batches
 from vared2_fx.train.state import RunFolder
@@ -133,7 +135,9 @@ class _Run:
         else:
             self._finish_epoch(0, EpochMeter(), 0.0)
             self._recalibrate()
-        with TrainingBar(self.config.progress, self.num_steps) as bar:
+        several = self.accelerator.num_processes > 1
+        sharing = shared_norms(self.gates) if several else nullcontext()
+        with TrainingBar(self.config.progress, self.num_steps) as bar, sharing:
             for epoch in range(len(self.history), self.config.epochs + 1):
                 start = time.perf_counter()
                 meter = self._train_epoch(epoch, bar)
@@ -192,6 +196,8 @@ class _Run:
                     self.accelerator.clip_grad_norm_(self.observed.parameters(), self.config.clip_grad)
                 self.optimizer.step()
             bar.advance(epoch, self.config.epochs, meter.loss, meter.accuracy, meter.share)
+        if self.accelerator.num_processes > 1:
+            meter.over_processes(lambda sums: self.accelerator.reduce(sums.to(self.accelerator.device), "sum"))
         return meter
 
     def _set_schedules(self, step: int) -> None:
