@@ -137,6 +137,8 @@ def finetune(
         bool, _option("Let batch norms keep the statistics that they came with.")
     ] = _DEFAULT.freeze_norms,
     clip_grad: Annotated[float, _option("Largest norm of the gradient; 0: any.")] = _DEFAULT.clip_grad,
+    accumulate: Annotated[int, _option("Batches for one update.")] = _DEFAULT.accumulate,
+    patience: Annotated[int, _option("End after so many epochs without a better one; 0: never.")] = _DEFAULT.patience,
     mixed_precision: Annotated[MixedPrecision, _option("Autocast.")] = MixedPrecision.NO,
     seed: Annotated[int, _option("Of everything random.")] = _DEFAULT.seed,
     device: Device = "auto",
@@ -193,6 +195,8 @@ def finetune(
         gate_loss_weight=gate_loss_weight,
         freeze_norms=freeze_norms,
         clip_grad=clip_grad,
+        accumulate=accumulate,
+        patience=patience,
         mixed_precision=mixed_precision.value,
         seed=seed,
         out=str(out),

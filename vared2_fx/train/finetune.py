@@ -124,6 +124,7 @@ class _Run:
         self.first_fit = config.epochs - own_epochs if variants_first else config.epochs + 1
         self.fits = {self.first_fit, config.epochs} if variants_first else set()
         self.folder = RunFolder(config, self.accelerator)
+        self.pending = 0
         self.history: list[EpochLog] = []
         self.best_weights: dict[str, Tensor] = {}
 
@@ -139,6 +140,9 @@ class _Run:
         sharing = shared_norms(self.gates) if several else nullcontext()
         with TrainingBar(self.config.progress, self.num_steps) as bar, sharing:
             for epoch in range(len(self.history), self.config.epochs + 1):
+                if self._patience_is_over():
+                    log.info("no better epoch in the last %d; ended before epoch %d", self.config.patience, epoch)
+                    break
                 start = time.perf_counter()
                 meter = self._train_epoch(epoch, bar)
                 if epoch in self.fits:
@@ -183,6 +187,8 @@ class _Run:
         if self.config.freeze_norms:
             for norm in self.norms:
                 norm.eval()
+        self.optimizer.zero_grad()
+        self.pending = 0
         for step, raw in enumerate(self.train_loader, start=(epoch - 1) * per_epoch):
             self._set_schedules(min(step, self.num_steps - 1))
             batch = read_batch(raw).to(self.like)
@@ -190,15 +196,27 @@ class _Run:
                 continue
             for loss in self.objective.losses(batch, step, meter, fitted=epoch > self.first_fit):
                 check_finite(loss, epoch, step)
-                self.optimizer.zero_grad()
-                self.accelerator.backward(loss)
-                if self.config.clip_grad:
-                    self.accelerator.clip_grad_norm_(self.observed.parameters(), self.config.clip_grad)
-                self.optimizer.step()
+                self._update(loss, last=step == epoch * per_epoch - 1)
             bar.advance(epoch, self.config.epochs, meter.loss, meter.accuracy, meter.share)
         if self.accelerator.num_processes > 1:
             meter.over_processes(lambda sums: self.accelerator.reduce(sums.to(self.accelerator.device), "sum"))
         return meter
+
+    def _update(self, loss: Tensor, *, last: bool) -> None:
+        """Add a loss's gradients; move the weights after every `accumulate` of them, and after the epoch's last."""
+        self.accelerator.backward(loss / self.config.accumulate)
+        self.pending += 1
+        if self.pending < self.config.accumulate and not last:
+            return
+        if self.config.clip_grad:
+            self.accelerator.clip_grad_norm_(self.observed.parameters(), self.config.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.pending = 0
+
+    def _patience_is_over(self) -> bool:
+        waited = len(self.history) - 1 - min(self.history, key=rank).epoch
+        return 0 < self.config.patience <= waited
 
     def _set_schedules(self, step: int) -> None:
         self.scheduler.step_update(step)
