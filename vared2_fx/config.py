@@ -231,6 +231,13 @@ class FinetuneConfig:
     clip_grad: float = 5.0
     """Largest norm of the gradient; 0 leaves it as it is."""
 
+    accumulate: int = 1
+    """Batches whose gradients are averaged for one update, where memory is too small for as many clips at once."""
+
+    patience: int = 0
+    """End after so many epochs without a better one; 0: never before `epochs`. With a target an epoch that meets it
+    is better than any that does not. Joint schedule only."""
+
     mixed_precision: Precision = "no"
     """Autocast, by accelerate."""
 
@@ -247,8 +254,9 @@ class FinetuneConfig:
     """Show a progress bar on stderr, when that is a terminal."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ConvertError(f"FinetuneConfig: epochs={self.epochs}, expected at least 1.")
+        for name, least in (("epochs", 1), ("accumulate", 1), ("patience", 0)):
+            if getattr(self, name) < least:
+                raise ConvertError(f"FinetuneConfig: {name}={getattr(self, name)}, expected at least {least}.")
         for name in (
             "lr",
             "gate_lr",
@@ -262,7 +270,7 @@ class FinetuneConfig:
                 raise ConvertError(f"FinetuneConfig: {name}={getattr(self, name)} is negative.")
         object.__setattr__(self, "target_macs", read_target("FinetuneConfig: target_macs", self.target_macs))
         _one_of("FinetuneConfig: schedule", self.schedule, get_args(Schedule))
-        unused = [name for name in ("target_macs", "label_smoothing") if getattr(self, name)]
+        unused = [name for name in ("target_macs", "label_smoothing", "patience") if getattr(self, name)]
         if self.schedule == "variants_first" and unused:
             raise ConvertError(
                 f"FinetuneConfig: {unused[0]} has no effect with schedule='variants_first', where weights learn each "

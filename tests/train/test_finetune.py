@@ -50,6 +50,37 @@ def test_the_network_has_the_best_epochs_weights(tmp_path):
     assert not dynamic.training
 
 
+def test_two_batches_of_half_the_size_are_one(monkeypatch):
+    """The first update has the same gradient, and there are as many; decided gates, as undecided ones see a batch."""
+    found = []
+    step = torch.optim.SGD.step
+
+    def noting(self, *args, **kwargs):
+        found[-1].append(self.param_groups[0]["params"][-1].grad.clone())
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noting)
+    for batch, accumulate in ((16, 1), (8, 2), (8, 1)):
+        found.append([])
+        train = DataLoader(bright_or_dark(64, 1), batch_size=batch)
+        plain = {"epochs": 1, "optimizer": "sgd", "clip_grad": 0.0, "temperature": (1e-3, 1e-3)}
+        vr.finetune(vr.convert(small_net()), train, loaders()[1], config(accumulate=accumulate, **plain))
+    whole, halves, control = found
+    assert (len(whole), len(halves), len(control)) == (4, 4, 8)
+    torch.testing.assert_close(halves[0], whole[0])
+    assert not torch.allclose(control[0], whole[0])
+
+
+def test_patience_ends_a_run_that_gets_worse():
+    train, val = loaders(160)
+    wrong = [(clips, 1 - labels) for clips, labels in val]
+    worse = {"lr": 1e-2, "gate_lr": 0.0, "efficiency_weight": 0.0}
+    result = vr.finetune(vr.convert(small_net()), train, wrong, config(epochs=9, patience=2, **worse))
+    assert len(result.history) == 1 + result.best_epoch + 2 < 10
+    patient = vr.finetune(vr.convert(small_net()), train, wrong, config(epochs=4, **worse))
+    assert len(patient.history) == 5
+
+
 class StopsAfter:
     """A loader that is interrupted in the middle of an epoch, as a killed run is."""
 
@@ -157,6 +188,8 @@ def test_what_is_reachable_is_asked_at_the_size_of_the_clips():
     "changes",
     [
         {"epochs": 0},
+        {"accumulate": 0},
+        {"patience": -1},
         {"lr": -1.0},
         {"target_macs": 60.0},
         {"efficiency_warmup": 2.0},

@@ -137,6 +137,8 @@ def finetune(
         bool, _option("Let batch norms keep the statistics that they came with.")
     ] = _DEFAULT.freeze_norms,
     clip_grad: Annotated[float, _option("Largest norm of the gradient; 0: any.")] = _DEFAULT.clip_grad,
+    accumulate: Annotated[int, _option("Batches for one update.")] = _DEFAULT.accumulate,
+    patience: Annotated[int, _option("End after so many epochs without a better one; 0: never.")] = _DEFAULT.patience,
     mixed_precision: Annotated[MixedPrecision, _option("Autocast.")] = MixedPrecision.NO,
     seed: Annotated[int, _option("Of everything random.")] = _DEFAULT.seed,
     device: Device = "auto",
@@ -193,6 +195,8 @@ def finetune(
         gate_loss_weight=gate_loss_weight,
         freeze_norms=freeze_norms,
         clip_grad=clip_grad,
+        accumulate=accumulate,
+        patience=patience,
         mixed_precision=mixed_precision.value,
         seed=seed,
         out=str(out),
@@ -230,6 +234,8 @@ def finetune(
     except KeyboardInterrupt:
         say(f"What was finished is in {out}; the same line with --resume goes on from there.")
         raise
+    for alarm in result.alarms:
+        say(f"alarm: {alarm}")
     say(f"training clips: {train_loader.log}\nvalidation clips: {val_loader.log}")
     if json:
         show_json({"folder": str(out / "best"), "best_epoch": result.best_epoch, **_document(result)})
@@ -310,6 +316,10 @@ def _document(result: Any) -> dict[str, Any]:
     return {
         "accuracy": evaluation.accuracy,
         "agreement": evaluation.agreement,
+        "top5": evaluation.top5,
+        "percentiles": {str(p): evaluation.percentile(p) for p in (5, 25, 50, 75, 95)},
+        "by_class": {str(label): asdict(cost) for label, cost in evaluation.by_class().items()},
+        "alarms": result.alarms,
         "loss": evaluation.loss,
         "num_clips": len(evaluation.clips),
         "dense_macs": evaluation.dense_macs,

@@ -5,11 +5,11 @@ N clips; J frame strides, I channel shares.
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from vared2_fx.layers import Decision
+from vared2_fx.layers import Choice, ChoiceGrid, Decision
 from vared2_fx.passes.leaves import called_path
 from vared2_fx.policy.statistics import computed_choices, computed_macs, entropy_bits
 
@@ -22,6 +22,8 @@ class LayerDecisions:
     """Multiply-adds that were computed, gate and cheap operations included, as a share of those in full."""
     entropy: float
     """Entropy of its choices over the clips, in bits; 0: all clips got the same."""
+    choices: Mapping[Choice, int] = field(default_factory=dict)
+    """Clips for which each choice was taken, of all that the region offers."""
 
 
 class DecisionCounts:
@@ -47,11 +49,13 @@ class DecisionCounts:
             self._dense[path] += full * len(picked)
             self._choices.setdefault(path, Counter()).update(map(tuple, picked))
 
-    def found(self) -> dict[str, LayerDecisions]:
-        """By path of the region, in the order in which they run."""
+    def found(self, grids: Mapping[str, ChoiceGrid]) -> dict[str, LayerDecisions]:
+        """By path of the region, in the order in which they run; `grids` are the regions' choices by path."""
         return {
             path: LayerDecisions(
-                share=self._computed[path] / max(1, self._dense[path]), entropy=entropy_bits(choices.values())
+                share=self._computed[path] / max(1, self._dense[path]),
+                entropy=entropy_bits(choices.values()),
+                choices={choice: choices[grids[path].index(choice)] for choice in grids[path].all()},
             )
             for path, choices in self._choices.items()
         }

@@ -1,5 +1,6 @@
 """Losses, evaluation and fine-tuning."""
 
+from vared2_fx.train.alarms import collapse_alarms
 from vared2_fx.train.distill import distillation_loss
 from vared2_fx.train.evaluate import ClipResult, Evaluation, evaluate
 from vared2_fx.train.finetune import FinetuneResult, finetune
@@ -17,6 +18,7 @@ __all__ = [
     "GateFit",
     "Oracle",
     "Rung",
+    "collapse_alarms",
     "distillation_loss",
     "efficiency_loss",
     "evaluate",

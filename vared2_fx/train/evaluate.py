@@ -5,12 +5,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from vared2_fx.batches import Batch, check_labels, read_batch, read_labelled
 from vared2_fx.errors import DataError
-from vared2_fx.layers import Decision
+from vared2_fx.layers import ChoiceGrid, Decision
 from vared2_fx.modes import evaluating
 from vared2_fx.packing import packer
 from vared2_fx.passes.rewrite import regions, with_decisions
@@ -29,6 +30,19 @@ class ClipResult:
     prediction: int
     macs: int
     """Multiply-adds that it took, all overhead counted."""
+    rank: int = 0
+    """How many classes had a larger output than the label's; 0: the prediction is right."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassCost:
+    """The clips of one class."""
+
+    clips: int
+    accuracy: float
+    """Top-1."""
+    share: float
+    """Mean multiply-adds, of the original's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +63,34 @@ class Evaluation:
     def accuracy(self) -> float:
         """Share of the clips whose largest output is their label's (top-1)."""
         return sum(clip.label == clip.prediction for clip in self.clips) / len(self.clips)
+
+    @property
+    def top5(self) -> float:
+        """Share of the clips whose label is among the five largest outputs."""
+        return sum(clip.rank < 5 for clip in self.clips) / len(self.clips)
+
+    def percentile(self, percent: float) -> float:
+        """Multiply-adds that this share of the clips, in percent, stays below or at; between two clips linear."""
+        return float(np.percentile([clip.macs for clip in self.clips], percent))
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the multiply-adds per clip, as a share of the original's."""
+        return float(np.std([clip.macs for clip in self.clips])) / self.dense_macs
+
+    def by_class(self) -> dict[int, ClassCost]:
+        """Accuracy and multiply-adds of the clips of each label: what is dear, and whether that is what is hard."""
+        found: dict[int, list[ClipResult]] = {}
+        for clip in self.clips:
+            found.setdefault(clip.label, []).append(clip)
+        return {
+            label: ClassCost(
+                clips=len(clips),
+                accuracy=sum(clip.label == clip.prediction for clip in clips) / len(clips),
+                share=sum(clip.macs for clip in clips) / len(clips) / self.dense_macs,
+            )
+            for label, clips in sorted(found.items())
+        }
 
     @property
     def mean_macs(self) -> float:
@@ -73,8 +115,9 @@ class Evaluation:
     def __str__(self) -> str:
         low, high = (percent(value / self.dense_macs) for value in (self.min_macs, self.max_macs))
         what = "agreement with the original" if self.agreement else "top-1"
+        top5 = f", top-5 {percent(self.top5)}" if max(clip.label for clip in self.clips) >= 10 else ""
         return (
-            f"{what} {percent(self.accuracy)} of {len(self.clips)} clips, loss {self.loss:.3f}, "
+            f"{what} {percent(self.accuracy)}{top5} of {len(self.clips)} clips, loss {self.loss:.3f}, "
             f"{si(self.mean_macs)}MACs per clip, {percent(self.share)} of the original (min {low}, max {high})"
         )
 
@@ -124,9 +167,10 @@ def evaluate(
                 labels.tolist(),
                 output.argmax(1).tolist(),
                 clip_macs(decisions, dense[shape]).expand(len(labels)).tolist(),
+                (output > output.gather(1, labels[:, None])).sum(1).tolist(),
                 strict=True,
             )
-            results.extend(ClipResult(name=n, label=y, prediction=p, macs=m) for n, y, p, m in rows)
+            results.extend(ClipResult(name=n, label=y, prediction=p, macs=m, rank=r) for n, y, p, m, r in rows)
     if not results:
         raise DataError("evaluate: the loader gave no clips.")
     if len(labelled) > 1:
@@ -136,7 +180,7 @@ def evaluate(
         loss=loss / len(results),
         dense_macs=max(dense.values()),
         agreement=labelled == {False},
-        layers=counts.found(),
+        layers=counts.found(_grids(model)),
     )
 
 
@@ -145,6 +189,11 @@ def _labels(raw: Any, batch: Batch, original: Callable[[Tensor], Tensor] | None)
     if batch.labels is not None:
         return batch.labels
     return read_labelled(raw)[1] if original is None else original(batch.video).argmax(1)
+
+
+def _grids(model: nn.Module) -> dict[str, ChoiceGrid]:
+    found = regions(model) if isinstance(model, fx.GraphModule) else {}
+    return {path: region.grid for path, region in found.items()}
 
 
 def _observed(model: nn.Module) -> Callable[..., tuple[Tensor, dict[str, Decision]]]:

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from vared2_fx.errors import CheckpointError, TrainError
 from vared2_fx.packing import packer
 from vared2_fx.passes.rewrite import regions, with_decisions
 from vared2_fx.policy.reach import check_reachable
+from vared2_fx.train.alarms import collapse_alarms
 from vared2_fx.train.distill import Answered, make_teacher
 from vared2_fx.train.evaluate import Evaluation, evaluate
 from vared2_fx.train.gates import fit_gates
@@ -22,6 +24,7 @@ from vared2_fx.train.history import EpochLog, EpochMeter, rank
 from vared2_fx.train.norms import has_own_norms, recalibrate_norms
 from vared2_fx.train.objective import Objective, check_finite
 from vared2_fx.train.optimizer import make_optimizer
+from vared2_fx.train.processes import shared_norms
 from vared2_fx.train.progress import TrainingBar
 from vared2_fx.train.setup import make_accelerator, make_scheduler, num_batches
 from vared2_fx.train.state import RunFolder
@@ -38,6 +41,11 @@ class FinetuneResult:
     best_epoch: int
     evaluation: Evaluation
     """Of the best epoch, whose weights the network has now."""
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """Gates of that network that decide nothing; see `collapse_alarms`."""
+        return collapse_alarms(self.evaluation)
 
 
 def finetune(
@@ -116,6 +124,7 @@ class _Run:
         self.first_fit = config.epochs - own_epochs if variants_first else config.epochs + 1
         self.fits = {self.first_fit, config.epochs} if variants_first else set()
         self.folder = RunFolder(config, self.accelerator)
+        self.pending = 0
         self.history: list[EpochLog] = []
         self.best_weights: dict[str, Tensor] = {}
 
@@ -127,8 +136,13 @@ class _Run:
         else:
             self._finish_epoch(0, EpochMeter(), 0.0)
             self._recalibrate()
-        with TrainingBar(self.config.progress, self.num_steps) as bar:
+        several = self.accelerator.num_processes > 1
+        sharing = shared_norms(self.gates) if several else nullcontext()
+        with TrainingBar(self.config.progress, self.num_steps) as bar, sharing:
             for epoch in range(len(self.history), self.config.epochs + 1):
+                if self._patience_is_over():
+                    log.info("no better epoch in the last %d; ended before epoch %d", self.config.patience, epoch)
+                    break
                 start = time.perf_counter()
                 meter = self._train_epoch(epoch, bar)
                 if epoch in self.fits:
@@ -173,6 +187,8 @@ class _Run:
         if self.config.freeze_norms:
             for norm in self.norms:
                 norm.eval()
+        self.optimizer.zero_grad()
+        self.pending = 0
         for step, raw in enumerate(self.train_loader, start=(epoch - 1) * per_epoch):
             self._set_schedules(min(step, self.num_steps - 1))
             batch = read_batch(raw).to(self.like)
@@ -180,13 +196,27 @@ class _Run:
                 continue
             for loss in self.objective.losses(batch, step, meter, fitted=epoch > self.first_fit):
                 check_finite(loss, epoch, step)
-                self.optimizer.zero_grad()
-                self.accelerator.backward(loss)
-                if self.config.clip_grad:
-                    self.accelerator.clip_grad_norm_(self.observed.parameters(), self.config.clip_grad)
-                self.optimizer.step()
+                self._update(loss, last=step == epoch * per_epoch - 1)
             bar.advance(epoch, self.config.epochs, meter.loss, meter.accuracy, meter.share)
+        if self.accelerator.num_processes > 1:
+            meter.over_processes(lambda sums: self.accelerator.reduce(sums.to(self.accelerator.device), "sum"))
         return meter
+
+    def _update(self, loss: Tensor, *, last: bool) -> None:
+        """Add a loss's gradients; move the weights after every `accumulate` of them, and after the epoch's last."""
+        self.accelerator.backward(loss / self.config.accumulate)
+        self.pending += 1
+        if self.pending < self.config.accumulate and not last:
+            return
+        if self.config.clip_grad:
+            self.accelerator.clip_grad_norm_(self.observed.parameters(), self.config.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.pending = 0
+
+    def _patience_is_over(self) -> bool:
+        waited = len(self.history) - 1 - min(self.history, key=rank).epoch
+        return 0 < self.config.patience <= waited
 
     def _set_schedules(self, step: int) -> None:
         self.scheduler.step_update(step)
@@ -212,10 +242,15 @@ class _Run:
                 max_share=evaluation.max_macs / evaluation.dense_macs,
                 objective=self._objective(evaluation),
                 seconds=seconds,
-                layers={path: asdict(layer) for path, layer in evaluation.layers.items()},
+                alarms=len(alarms := collapse_alarms(evaluation)),
+                layers={
+                    path: {"share": layer.share, "entropy": layer.entropy} for path, layer in evaluation.layers.items()
+                },
             )
         )
         log.info("epoch %d of %d: %s", epoch, self.config.epochs, evaluation)
+        for alarm in alarms if epoch else ():  # as converted, no gate decides anything yet
+            log.info("epoch %d: %s", epoch, alarm)
         if min(self.history, key=rank).epoch == epoch:
             self.best_weights = {k: v.detach().cpu().clone() for k, v in self.dynamic.state_dict().items()}
             self.folder.save_best(self.dynamic)

@@ -1,7 +1,9 @@
 """A run in numbers, epoch by epoch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -23,6 +25,8 @@ class EpochLog:
     objective: float
     """What the best epoch has least of: errors plus λ times the efficiency loss, both in the evaluation."""
     seconds: float
+    alarms: int = 0
+    """How many `collapse_alarms` the evaluation raised."""
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
     """Of the evaluation, by path of the region: `share` of its multiply-adds that was computed, and `entropy` of its
     choices over the clips in bits."""
@@ -38,7 +42,7 @@ class EpochMeter:
 
     def __init__(self) -> None:
         """Begin with no clip."""
-        self.clips = 0
+        self.clips = 0.0
         self._sums = [0.0, 0.0, 0.0]
 
     def add(self, loss: Tensor, correct: Tensor, share: Tensor) -> None:
@@ -47,17 +51,21 @@ class EpochMeter:
         for i, value in enumerate((loss * len(correct), correct.sum(), share.sum())):
             self._sums[i] += float(value)
 
+    def over_processes(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Count the clips of all processes; `reduce` sums a tensor over them."""
+        self.clips, *self._sums = reduce(torch.tensor([self.clips, *self._sums], dtype=torch.float64)).tolist()
+
     @property
     def loss(self) -> float:
         """Mean over the clips; zero before the first."""
-        return self._sums[0] / max(1, self.clips)
+        return self._sums[0] / max(1.0, self.clips)
 
     @property
     def accuracy(self) -> float:
         """Share of the clips classified correctly."""
-        return self._sums[1] / max(1, self.clips)
+        return self._sums[1] / max(1.0, self.clips)
 
     @property
     def share(self) -> float:
         """Mean share of the original's multiply-adds."""
-        return self._sums[2] / max(1, self.clips)
+        return self._sums[2] / max(1.0, self.clips)

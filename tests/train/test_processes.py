@@ -1,0 +1,44 @@
+"""Runs in processes of their own: killed in the middle, and several at once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join((str(HERE.parents[1]), str(HERE))), "OMP_NUM_THREADS": "1"}
+RUN = str(HERE / "ddp_run.py")
+
+
+def run(*command: str) -> int:
+    return subprocess.run([sys.executable, *command], env=ENVIRONMENT, timeout=250).returncode
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "final.pt", weights_only=True)
+
+
+def test_killed_and_resumed_ends_as_if_it_had_not_been(tmp_path):
+    assert run(RUN, str(tmp_path / "whole"), "16", "-1") == 0
+    assert run(RUN, str(tmp_path / "killed"), "16", "6") == -signal.SIGKILL  # in the second epoch of four steps
+    assert not (tmp_path / "killed/final.pt").exists()
+    assert run(RUN, str(tmp_path / "killed"), "16", "-1") == 0
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+def test_two_processes_are_one_with_twice_the_batch(tmp_path):
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    assert run(*launch, RUN, str(tmp_path / "two"), "8") == 0
+    assert run(RUN, str(tmp_path / "one"), "16") == 0
+    one, two = (json.loads((tmp_path / name / "losses.json").read_text()) for name in ("one", "two"))
+    torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=1e-4, atol=1e-5)
+    expected, found = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, value in expected.items():  # sums are taken in another order
+        # A bias in front of a norm has no gradient but rounding, which Adam makes as large as any other.
+        if not name.endswith(("gate.hidden.bias", "gate.norm.running_mean")):
+            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-3, msg=lambda text, at=name: at + text)
