@@ -53,7 +53,11 @@ def test_it_is_exact_and_says_why(name, tmp_path):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     if not plan.regions:
         return  # nothing was faster, this time
-    dynamic = vr.convert(model, CLIPS, AUTO)
+    try:
+        dynamic = vr.convert(model, CLIPS, AUTO)
+    except ConvertError as error:  # it measures again
+        assert "gets no faster in torch" in str(error)
+        return
     torch.testing.assert_close(dynamic(CLIPS), model(CLIPS), rtol=1e-4, atol=1e-5)
     vr.save(dynamic, tmp_path / "auto")
     again = vr.load(tmp_path / "auto", base=model)

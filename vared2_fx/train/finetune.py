@@ -83,6 +83,7 @@ def finetune(
         CheckpointError: the run to resume is damaged, or had another config.
     """
     conversion(dynamic)
+    packer(dynamic)  # refuses a network that takes more than clips
     config = config or FinetuneConfig()
     check_reachable("finetune", dynamic, val_loader, config.target)
     return _Run(dynamic, train_loader, val_loader, config, original).run()
