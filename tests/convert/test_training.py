@@ -50,7 +50,7 @@ def test_right_after_conversion_soft_gates_hold_back_the_cheap_operations():
 
 @pytest.mark.parametrize("gate", GATES)
 def test_training_moves_the_gates(gate):
-    """Steps on the efficiency loss alone: fewer multiply-adds. Closed entries of soft modulation take longest to open."""
+    """Sixty steps on the efficiency loss alone: fewer multiply-adds. Soft modulation takes longest to open an entry."""
     torch.manual_seed(0)
     dynamic = vr.convert(tiny_net(), CLIP, ConvertConfig(gate=gate)).train()
     observed = with_decisions(dynamic)
