@@ -138,8 +138,18 @@ def finetune(
     ] = _DEFAULT.freeze_norms,
     clip_grad: Annotated[float, _option("Largest norm of the gradient; 0: any.")] = _DEFAULT.clip_grad,
     accumulate: Annotated[int, _option("Batches for one update.")] = _DEFAULT.accumulate,
+    mixup: Annotated[float, _option("Blend clips and labels; 0.2 is usual, 0: not.")] = _DEFAULT.mixup,
+    ema_decay: Annotated[
+        float, _option("Keep a moving average of the weights; 0.999 is usual, 0: not.")
+    ] = _DEFAULT.ema_decay,
+    tensorboard: Annotated[
+        bool, _option("Write for TensorBoard as well, into --out/tensorboard.")
+    ] = _DEFAULT.tensorboard,
     patience: Annotated[int, _option("End after so many epochs without a better one; 0: never.")] = _DEFAULT.patience,
     mixed_precision: Annotated[MixedPrecision, _option("Autocast.")] = MixedPrecision.NO,
+    gradient_checkpointing: Annotated[
+        bool, _option("Less memory for about a third more time.")
+    ] = _DEFAULT.gradient_checkpointing,
     seed: Annotated[int, _option("Of everything random.")] = _DEFAULT.seed,
     device: Device = "auto",
     pretrained: Pretrained = False,
@@ -196,8 +206,12 @@ def finetune(
         freeze_norms=freeze_norms,
         clip_grad=clip_grad,
         accumulate=accumulate,
+        mixup=mixup,
+        ema_decay=ema_decay,
+        tensorboard=tensorboard,
         patience=patience,
         mixed_precision=mixed_precision.value,
+        gradient_checkpointing=gradient_checkpointing,
         seed=seed,
         out=str(out),
         resume=resume,
