@@ -102,11 +102,12 @@ def test_what_is_not_finite_is_wrong():
     assert min(relative_errors(broken, call).values()) == float("inf")
 
 
-def test_finetune_mends_such_a_processor(caplog):
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_finetune_mends_such_a_processor(caplog, recomputed):
     torch.manual_seed(0)
     clips = [(torch.randn(2, 1, 4, 8, 8), torch.tensor([0, 1])) for _ in range(3)]
     dynamic = vr.convert(small_net(), config=vr.ConvertConfig(granularity="block", frame_strides=(1, 2, 4)))
-    options = config(epochs=1, schedule="variants_first", mixed_precision="bf16")
+    options = config(epochs=1, schedule="variants_first", mixed_precision="bf16", gradient_checkpointing=recomputed)
     with caplog.at_level(logging.WARNING), Processor():
         vr.finetune(dynamic, clips, clips, options)
     assert "it is computed in fp32" in caplog.text

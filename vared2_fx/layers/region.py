@@ -5,8 +5,8 @@ N clips, C channels, T frames, H height, W width; J frame strides, I channel sha
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -79,8 +79,8 @@ class DynamicRegion(nn.Module, ABC):
         self.body, self.gate, self.grid = body, gate, gate.grid
         self.frame_rebuilds, self.channel_rebuilds = nn.ModuleList(frame_rebuilds), channel_rebuilds
         self.cost = RegionCost(self.grid, self.macs, gate.macs)
-        self.recompute = False
-        """In training, keep nothing inside for the gradient and compute it again then; see `recomputing`."""
+        self.recompute: AbstractContextManager[Any] | None = None
+        """In training, keep nothing inside for the gradient and compute it again then, in here; see `recomputing`."""
 
     @abstractmethod
     def variant(self, choice: Choice) -> nn.Module:
@@ -118,9 +118,9 @@ class DynamicRegion(nn.Module, ABC):
         """
         if not self.training:
             return self._bucketed(x, decision)
-        if not self.recompute:
+        if (again := self.recompute) is None:
             return self._train(x, decision)
-        y: Tensor = checkpoint(self._train, x, decision, use_reentrant=False)
+        y: Tensor = checkpoint(self._train, x, decision, use_reentrant=False, context_fn=lambda: (nullcontext(), again))
         return y
 
     def _bucketed(self, x: Tensor, decision: Tensor) -> Tensor:
@@ -159,16 +159,20 @@ class DynamicRegion(nn.Module, ABC):
 
 
 @contextmanager
-def recomputing(regions: Iterable[DynamicRegion]) -> Iterator[None]:
+def recomputing(regions: Iterable[DynamicRegion], within: AbstractContextManager[Any] | None = None) -> Iterator[None]:
     """Let regions in training save memory for time inside the block (gradient checkpointing).
 
     Norms inside that are in training mode would count every batch twice.
+
+    Args:
+        regions: which ones.
+        within: what to enter, again and again, where something is recomputed. Backward passes leave modes of torch.
     """
-    changed = [region for region in regions if not region.recompute]
+    changed = [region for region in regions if region.recompute is None]
     try:
         for region in changed:
-            region.recompute = True
+            region.recompute = within or nullcontext()
         yield
     finally:
         for region in changed:
-            region.recompute = False
+            region.recompute = None

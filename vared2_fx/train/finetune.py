@@ -153,7 +153,7 @@ class _Run:
                     log.info("no better epoch in the last %d; ended before epoch %d", self.config.patience, epoch)
                     break
                 start = time.perf_counter()
-                with self.checked, recomputing(self.recomputed):
+                with self.checked, recomputing(self.recomputed, self.checked):
                     meter = self._train_epoch(epoch, bar)
                 if epoch in self.fits:
                     self._fit_gates()
