@@ -110,8 +110,10 @@ def test_what_is_not_counted_is_said(made):
     assert "multiply-adds" in made.convention
 
 
-def leaves(layers):
-    return tree_leaves([asdict(layer) for layer in layers], is_leaf=lambda value: value is None)
+def values(layers):
+    """All of them in order: those that are exact, and those that are not."""
+    found = tree_leaves([asdict(layer) for layer in layers], is_leaf=lambda value: value is None)
+    return [v for v in found if not isinstance(v, float)], [v for v in found if isinstance(v, float)]
 
 
 def test_how_clips_come_makes_no_difference(dynamic, clips, made):
@@ -121,7 +123,9 @@ def test_how_clips_come_makes_no_difference(dynamic, clips, made):
     dicts = [{"video": clips[i : i + 3], "label": labels[i : i + 3], "video_name": names[i : i + 3]} for i in (0, 3)]
     for loader in (pairs, dicts, [clips], iter([clips[:5], clips[5:]])):
         other = report(dynamic, loader, timing=False)
-        assert leaves(other.layers) == pytest.approx(leaves(made.layers), abs=2e-6, rel=0)  # entropies, errors
+        (exact, real), (made_exact, made_real) = values(other.layers), values(made.layers)
+        assert exact == made_exact
+        assert real == pytest.approx(made_real, abs=2e-6)  # convolutions round otherwise in other batches
         assert other.totals.computed_macs == made.totals.computed_macs
         assert [clip.macs for clip in other.clips] == [clip.macs for clip in made.clips]
     assert [clip.name for clip in report(dynamic, dicts, timing=False).clips] == names
