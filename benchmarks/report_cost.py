@@ -1,6 +1,6 @@
 """What collecting a report costs beside plainly running the clips, and how large and fast its page is.
 
-    python benchmarks/report_cost.py [x3d_l csn_r101] [--clips 64] [--batch-size 4] [--threads 2]
+    python benchmarks/report_cost.py [x3d_l csn_r101] [--clips 64] [--batch-size 4] [--layout channels_last_3d]
 
 Per network, in a process of its own: random weights, random clips, gates that decide differently from clip to clip.
 Plain: every clip once through the original and once through the dynamic network, in the same batches. Aim: collection
@@ -22,6 +22,8 @@ from torch import Tensor, fx, nn
 import vared2_fx as vr
 from vared2_fx.layers import FULL, Gate
 from vared2_fx.modes import evaluating
+
+LAYOUTS = {"channels_last_3d": torch.channels_last_3d, "contiguous": torch.contiguous_format}
 
 
 def spread_decisions(dynamic: fx.GraphModule, clips: Tensor) -> None:
@@ -51,13 +53,14 @@ def plain_s(network: nn.Module, batches: list[Tensor]) -> float:
         return time.perf_counter() - start
 
 
-def measure(name: str, num_clips: int, batch_size: int) -> dict[str, object]:
+def measure(name: str, num_clips: int, batch_size: int, layout: str) -> dict[str, object]:
     spec = vr.zoo.spec(name)
     shape = (3, spec.frames, spec.crop, spec.crop)
     generator = torch.Generator().manual_seed(1)
     loudness = torch.logspace(-1, 1, num_clips)[torch.randperm(num_clips, generator=generator)]
     clips = torch.randn(num_clips, *shape, generator=generator) * loudness.view(-1, 1, 1, 1, 1)
-    dynamic = vr.convert(vr.zoo.load(name), clips[:1])
+    clips = clips.to(memory_format=LAYOUTS[layout])
+    dynamic = vr.convert(vr.zoo.load(name), clips[:1]).to(memory_format=LAYOUTS[layout])
     spread_decisions(dynamic, clips[: 2 * batch_size])
     batches = list(clips.split(batch_size))
     static = vr.specialize(dynamic, {"*": FULL})
@@ -78,6 +81,7 @@ def measure(name: str, num_clips: int, batch_size: int) -> dict[str, object]:
         "clips": num_clips,
         "batch_size": batch_size,
         "clip_shape": shape,
+        "layout": layout,
         "dynamic_layers": len(made.dynamic),
         "computed_share": 1 - made.totals.saved_share,
         "plain_dense_s": dense_s,
@@ -118,13 +122,15 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--layout", choices=tuple(LAYOUTS), default="contiguous")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.one:
-        print(json.dumps(measure(args.one, args.clips, args.batch_size)))
+        print(json.dumps(measure(args.one, args.clips, args.batch_size, args.layout)))
         return
-    options = (f"--clips={args.clips}", f"--batch-size={args.batch_size}", f"--threads={args.threads}")
+    named = {"clips": args.clips, "batch-size": args.batch_size, "threads": args.threads, "layout": args.layout}
+    options = [f"--{name}={value}" for name, value in named.items()]
     for name in args.networks:
         write(f"report_cost_{name}", in_own_process(__file__, f"--one={name}", *options))
 

@@ -11,6 +11,7 @@ from vared2_fx.passes.rewrite import with_decisions
 from vared2_fx.policy.autotune import Autotuned, ChoiceTime, autotune
 from vared2_fx.policy.fix import full, policy, specialize, unload
 from vared2_fx.report import Comparison, CompressionReport, RunLog, compare, merge, read_run, report, scan_page
+from vared2_fx.routes import Routes, find_routes
 from vared2_fx.train import (
     Evaluation,
     FinetuneResult,
@@ -43,6 +44,7 @@ __all__ = [
     "FinetuneResult",
     "Oracle",
     "Redundancy",
+    "Routes",
     "RunLog",
     "autotune",
     "bench",
@@ -54,6 +56,7 @@ __all__ = [
     "distillation_loss",
     "efficiency_loss",
     "evaluate",
+    "find_routes",
     "finetune",
     "fit_gates",
     "full",

@@ -26,7 +26,7 @@ def test_scan_prints_the_plan(run):
 
 def test_scan_for_a_machine(run):
     plan = json.loads(run("scan", "vared2_demo", "--json").stdout)
-    assert (plan["schema"], plan["version"], plan["network"]) == ("vared2_fx.plan", 3, "DemoNet")
+    assert (plan["schema"], plan["version"], plan["network"]) == ("vared2_fx.plan", 4, "DemoNet")
     expected = vr.scan(vr.zoo.load("vared2_demo"))
     assert [entry["path"] for entry in plan["entries"]] == [entry.path for entry in expected.entries]
     assert plan["macs"] == expected.macs
@@ -141,3 +141,14 @@ def test_scan_as_a_page(run, folder):
     assert "wrote scan.html" in result.stderr
     assert "would convert" in (folder / "scan.html").read_text()
     assert "cannot be written" in run("scan", "mynets:build", "--html", "no/where.html", code=2).stderr
+
+
+def test_scan_measures_redundancy_on_videos(run, folder, scenes):
+    words = ("scan", "vared2_demo", "--pretrained", "--data", scenes / "val", "--html", "scan.html")
+    result = run(*words)
+    assert "18 clips: R² of what is predicted" in result.stdout
+    assert "measured on 18 clips" in (folder / "scan.html").read_text()
+    found = json.loads(run(*words, "--json").stdout)["redundancy"]
+    assert [layer["path"] for layer in found["layers"]] == [e.path for e in vr.scan(vr.zoo.load("vared2_demo")).entries]
+    assert "--data nowhere: there is no such folder" in run("scan", "vared2_demo", "--data", "nowhere", code=2).stderr
+    assert "the weights are random" in run("scan", "vared2_demo", "--data", scenes / "val").stderr

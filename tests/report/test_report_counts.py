@@ -1,8 +1,11 @@
 """What a report counts: against formulas worked by hand, against what was executed, and in itself."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from networks import CONVS, Net, gate_linear_macs, make_clip, randomise_gates, tiny_net
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from vared2_fx import ConvertConfig, convert, policy, report, with_decisions
@@ -107,6 +110,12 @@ def test_what_is_not_counted_is_said(made):
     assert "multiply-adds" in made.convention
 
 
+def values(layers):
+    """All of them in order: those that are exact, and those that are not."""
+    found = tree_leaves([asdict(layer) for layer in layers], is_leaf=lambda value: value is None)
+    return [v for v in found if not isinstance(v, float)], [v for v in found if isinstance(v, float)]
+
+
 def test_how_clips_come_makes_no_difference(dynamic, clips, made):
     labels = torch.tensor([0, 1, 2, 3, 4, 0])
     pairs = [(clips[:4], labels[:4]), (clips[4:], labels[4:])]
@@ -114,7 +123,9 @@ def test_how_clips_come_makes_no_difference(dynamic, clips, made):
     dicts = [{"video": clips[i : i + 3], "label": labels[i : i + 3], "video_name": names[i : i + 3]} for i in (0, 3)]
     for loader in (pairs, dicts, [clips], iter([clips[:5], clips[5:]])):
         other = report(dynamic, loader, timing=False)
-        assert other.layers == made.layers
+        (exact, real), (made_exact, made_real) = values(other.layers), values(made.layers)
+        assert exact == made_exact
+        assert real == pytest.approx(made_real, abs=2e-6)  # convolutions round otherwise in other batches
         assert other.totals.computed_macs == made.totals.computed_macs
         assert [clip.macs for clip in other.clips] == [clip.macs for clip in made.clips]
     assert [clip.name for clip in report(dynamic, dicts, timing=False).clips] == names

@@ -13,7 +13,7 @@ from vared2_fx import RunLog, report, scan, scan_page
 from vared2_fx.errors import ReportError
 from vared2_fx.report.document import Alarm
 from vared2_fx.report.flow import flow
-from vared2_fx.report.html import NUM_BINS, _costs
+from vared2_fx.report.html import NUM_BINS, _box, _costs
 from vared2_fx.train import EpochLog
 
 NUMBERS = [field.name for field in fields(EpochLog) if field.name not in ("epoch", "layers")]
@@ -241,16 +241,16 @@ def test_axe_finds_no_serious_fault(visit, made, system):
 
 
 def test_the_graph_is_drawn_alike_every_time_and_no_two_points_meet(made):
-    drawn = flow(made.graph, made.layers)
-    assert drawn == flow(made.graph, made.layers)
+    drawn = flow(made.graph, boxes := [_box(layer) for layer in made.layers])
+    assert drawn == flow(made.graph, boxes)
     assert [node.name for node in made.graph if not node.operation] == ["input", "output"]
     edges = {(source, node.name) for node in made.graph for source in node.reads}
     assert {("input", "stem.0"), ("stem.0", "depthwise.0"), ("expand", "down.0"), ("down.0", "grouped")} <= edges
     (join,) = (node for node in made.graph if node.operation and node.name not in {row.path for row in made.layers})
     assert set(join.reads) == {"down.0", "grouped"}
     assert drawn.count("<path ") == len(edges)
-    boxes = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)"[^>]*class="box"', drawn)
-    assert len(set(boxes)) == len(boxes) == len(made.layers)
+    corners = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)"[^>]*class="box"', drawn)
+    assert len(set(corners)) == len(corners) == len(made.layers)
 
 
 @pytest.mark.parametrize("which", ["scan", "run"])

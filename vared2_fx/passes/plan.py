@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from vared2_fx.errors import ConvertError
 from vared2_fx.layers import Choice, ChoiceGrid
+from vared2_fx.passes.flow_graph import GraphNode
 from vared2_fx.passes.nesting import Nesting
 from vared2_fx.passes.reach import Level, Reach, level_index, reach_of
 from vared2_fx.passes.regions import Reason
@@ -96,6 +97,8 @@ class Plan:
     """Modules that torch.fx could not follow. Each runs its own code; the convolutions inside convert on their own."""
     nesting: Nesting = ()
     """How lists and dicts lie in each other in the arguments that the network was traced for."""
+    graph: tuple[GraphNode, ...] = ()
+    """How the convolutions are connected."""
 
     @property
     def converted(self) -> tuple[PlanEntry, ...]:

@@ -7,6 +7,7 @@ from torch import fx, nn
 from vared2_fx.config import ConvertConfig
 from vared2_fx.errors import ConvertError
 from vared2_fx.layers import ChoiceGrid, ConvGeometry
+from vared2_fx.passes.flow_graph import flow_graph
 from vared2_fx.passes.nesting import Nesting
 from vared2_fx.passes.plan import Plan, PlanEntry, PlanRegion
 from vared2_fx.passes.planning_blocks import plan_blocks
@@ -71,6 +72,7 @@ def make_plan(
         regions=regions,
         untraced=gm.meta.get(UNTRACED, ()),
         nesting=nesting,
+        graph=flow_graph(gm, {entry.path for _, entry in entries}),
     )
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vared2_fx.passes.flow_graph import GraphNode
 from vared2_fx.report.numbers import LayerReport, PerClip, Timing
 
 CONVENTION = (
@@ -47,17 +48,6 @@ class Example:
     """Some of its frames in order, small JPEG files in base64; empty where clips are no pictures."""
     choices: tuple[ClipChoice, ...]
     """Of every dynamic layer that ran."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GraphNode:
-    """A point of the network's graph: a layer of the report, the input, the output, or a join of several values."""
-
-    name: str
-    """Path of the layer; for others the name of their node."""
-    operation: str
-    reads: tuple[str, ...]
-    """Names of the points that its values come from."""
 
 
 AlarmCode = Literal["collapsed", "costs_more", "drift", "never_ran", "slower"]

@@ -1,20 +1,34 @@
 """The network's graph as an SVG drawing: it flows from top to bottom, and each layer leads to its card."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import networkx as nx
 from markupsafe import Markup
 
-from vared2_fx.report.document import GraphNode
-from vared2_fx.report.numbers import LayerReport
+from vared2_fx.passes.flow_graph import GraphNode
 from vared2_fx.report.svg import tag
-from vared2_fx.tables import percent, si
 
 _COLUMN, _ROW, _HIGH, _WIDE = 300, 38, 26, 270
 """Distances of centres, and sizes of a box, in the drawing's units."""
 
 
-def flow(nodes: Sequence[GraphNode], layers: Sequence[LayerReport]) -> Markup:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Box:
+    """A layer of the drawing."""
+
+    path: str
+    words: str
+    """What it is, in a sentence."""
+    cost: str
+    """The number in it."""
+    kind: str
+    """Its class in the style sheet: `dynamic`, `static`."""
+    filled: float
+    """How much of it is filled, from 0 to 1."""
+
+
+def flow(nodes: Sequence[GraphNode], layers: Sequence[Box]) -> Markup:
     """Draw `nodes`; boxes are layers (their link is `#card-N`, N the place in `layers`), dots are joins."""
     numbers = {layer.path: number for number, layer in enumerate(layers)}
     places = _places(nodes)
@@ -105,26 +119,24 @@ def _edge(start: tuple[float, float], end: tuple[float, float], below: float, ab
     return tag("path", d=path, class_="edge")
 
 
-def _point(node: GraphNode, place: tuple[float, float], number: int | None, layers: Sequence[LayerReport]) -> Markup:
+def _point(node: GraphNode, place: tuple[float, float], number: int | None, layers: Sequence[Box]) -> Markup:
     x, y = place
     if number is None:
         if not node.operation:
             return tag("text", node.name, x=x, y=y + 5, text_anchor="middle", class_="end")
         return tag("circle", tag("title", f"{node.operation} ({node.name})"), cx=x, cy=y, r=6, class_="join")
     layer = layers[number]
-    words = f"{layer.path}: {layer.operation}, {si(layer.dense_macs.mean)}MACs"
-    words += f", {percent(layer.computed_share)} computed" if layer.kind == "dynamic" else f", {layer.kind}"
-    cost = f"{100 * layer.computed_share:.0f} %" if layer.kind == "dynamic" else si(layer.dense_macs.mean)
-    filled = min(1.0, layer.computed_share) if layer.kind == "dynamic" else 0.0
     left, top = x - _WIDE / 2, y - _HIGH / 2
     box = [
-        tag("title", words),
+        tag("title", layer.words),
         tag("rect", x=left, y=top, width=_WIDE, height=_HIGH, rx=5, class_="box"),
-        tag("rect", x=left, y=top, width=_WIDE * filled, height=_HIGH, rx=5, class_="filled"),
+        tag("rect", x=left, y=top, width=_WIDE * layer.filled, height=_HIGH, rx=5, class_="filled"),
         tag("text", _shortened(layer.path), x=left + 8, y=y + 5),
-        tag("text", cost, x=left + _WIDE - 8, y=y + 5, text_anchor="end"),
+        tag("text", layer.cost, x=left + _WIDE - 8, y=y + 5, text_anchor="end"),
     ]
-    return tag("a", *box, href=f"#card-{number}", class_=f"layer {layer.kind}", aria_label=words, data_card=number)
+    return tag(
+        "a", *box, href=f"#card-{number}", class_=f"layer {layer.kind}", aria_label=layer.words, data_card=number
+    )
 
 
 def _shortened(path: str, length: int = 28) -> str:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from vared2_fx.errors import ReportError
 from vared2_fx.report.cards import cards
 from vared2_fx.report.document import CompressionReport, Example
-from vared2_fx.report.flow import flow
+from vared2_fx.report.flow import Box, flow
 from vared2_fx.report.numbers import LayerReport
 from vared2_fx.report.svg import Bar, Cell, bars, heat_map, histogram
 from vared2_fx.tables import by, percent, si
@@ -39,7 +39,7 @@ def to_html(report: CompressionReport) -> str:
         shares=_heat(report, "channel_share", "r"),
         costs=_costs(report),
         classes=_classes(report),
-        graph=flow(report.graph, report.layers),
+        graph=flow(report.graph, [_box(layer) for layer in report.layers]),
         examples=[_example(report, example) for example in report.examples],
         data=safe_json(cards(report)),
     )
@@ -106,6 +106,18 @@ def _row(report: CompressionReport, number: int, layer: LayerReport, sensitive: 
     if sensitive:
         cells.append(_number(None if alone is None else 100 * alone.drift, "{:.1f} %"))
     return {"number": number, "layer": layer, "cells": cells, "alarms": codes}
+
+
+def _box(layer: LayerReport) -> Box:
+    macs, dynamic = si(layer.dense_macs.mean), layer.kind == "dynamic"
+    what = f"{percent(layer.computed_share)} computed" if dynamic else layer.kind
+    return Box(
+        path=layer.path,
+        words=f"{layer.path}: {layer.operation}, {macs}MACs, {what}",
+        cost=f"{100 * layer.computed_share:.0f} %" if dynamic else macs,
+        kind=layer.kind,
+        filled=min(1.0, layer.computed_share) if dynamic else 0.0,
+    )
 
 
 def _number(value: float | None, form: str) -> tuple[str, float | None]:

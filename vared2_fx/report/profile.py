@@ -10,11 +10,10 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from vared2_fx.layers import Choice, DynamicRegion
+from vared2_fx.passes.flow_graph import GraphNode, flow_graph
 from vared2_fx.passes.leaves import inner_calls
 from vared2_fx.passes.rewrite import full_regions, regions
 from vared2_fx.passes.shapes import Inputs, measure_shapes
-from vared2_fx.report.document import GraphNode
-from vared2_fx.report.graph import flow_graph
 
 _FREE = (
     "Dropout",

@@ -4,23 +4,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vared2_fx.calibration import LayerRedundancy, Predicted, Redundancy
 from vared2_fx.passes.plan import Plan, PlanEntry, PlanRegion
+from vared2_fx.report.flow import Box, flow
 from vared2_fx.report.html import render, safe_json, write_page
 from vared2_fx.report.svg import Bar, bars
 from vared2_fx.tables import by, percent, si
 
 
-def scan_page(plan: Plan, path: str | Path | None = None, *, redundancy: Mapping[str, float] | None = None) -> str:
+def scan_page(plan: Plan, path: str | Path | None = None, *, redundancy: Redundancy | None = None) -> str:
     """A plan as one HTML page, like that of a report: where the multiply-adds are, what converts, what is reachable.
 
     Args:
         plan: what `scan` returned.
         path: also write it there.
-        redundancy: how alike the frames of each layer are, from 0 (nothing could be left out) to 1, by path.
+        redundancy: what `redundancy` found on clips of yours; shown beside each layer.
 
     Raises:
         ReportError: it cannot be written there.
     """
+    found = {} if redundancy is None else {layer.path: layer for layer in redundancy.layers}
     inside = sum(entry.macs or 0 for entry in plan.converted)
     page = render(
         "scan.html.j2",
@@ -28,11 +31,12 @@ def scan_page(plan: Plan, path: str | Path | None = None, *, redundancy: Mapping
         plan=plan,
         reach=plan.reach,
         eligible=inside / plan.macs if plan.macs else None,
-        rows=[_row(plan, number, entry, redundancy) for number, entry in enumerate(plan.entries)],
-        has_redundancy=redundancy is not None,
+        rows=[_row(plan, number, entry, found) for number, entry in enumerate(plan.entries)],
+        redundancy=redundancy,
         depth=_depth(plan),
         reasons=_reasons(plan),
-        data=safe_json([_card(plan, entry, redundancy or {}) for entry in plan.entries]),
+        graph=flow(plan.graph, [_box(plan, entry) for entry in plan.entries]),
+        data=safe_json([_card(plan, entry, found.get(entry.path)) for entry in plan.entries]),
     )
     if path is not None:
         write_page(Path(path), page)
@@ -43,6 +47,20 @@ def _region(plan: Plan, entry: PlanEntry) -> PlanRegion | None:
     return next((region for region in plan.regions if region.path == entry.region), None)
 
 
+def _box(plan: Plan, entry: PlanEntry) -> Box:
+    region, share = _region(plan, entry), _share(plan, entry)
+    words = f"{entry.path}: {entry.operation}"
+    words += f", {si(entry.macs)}MACs" if entry.macs is not None else ""
+    words += f", decided in {region.path}" if region is not None else f", static: {entry.reason}"
+    return Box(
+        path=entry.path,
+        words=words,
+        cost="" if share is None else percent(share),
+        kind="static" if region is None else "dynamic",
+        filled=0.0 if region is None else 1.0,
+    )
+
+
 def _cheapest(plan: Plan, entry: PlanEntry) -> float | None:
     """Multiply-adds of the cheapest choice, gate included, as a share of the region's; of a region's first layer."""
     region = _region(plan, entry)
@@ -51,16 +69,17 @@ def _cheapest(plan: Plan, entry: PlanEntry) -> float | None:
     return (min(region.choice_macs) + (region.gate_macs or 0)) / max(1, region.choice_macs[0])
 
 
-def _row(plan: Plan, number: int, entry: PlanEntry, redundancy: Mapping[str, float] | None) -> Mapping[str, Any]:
+def _row(plan: Plan, number: int, entry: PlanEntry, found: Mapping[str, LayerRedundancy]) -> Mapping[str, Any]:
     share, cheapest = _share(plan, entry), _cheapest(plan, entry)
     cells = [
         ("" if entry.macs is None else si(entry.macs), entry.macs),
         ("" if share is None else percent(share), share),
         ("" if cheapest is None else percent(cheapest), cheapest),
     ]
-    if redundancy is not None:
-        found = redundancy.get(entry.path)
-        cells.append(("" if found is None else f"{found:.2f}", found))
+    if found:
+        seen = found.get(entry.path)
+        for predicted in (None, None) if seen is None else (seen.by_frame, seen.by_channel):
+            cells.append(("", None) if predicted is None else (f"{predicted.r2:.2f}", predicted.r2))
     what = "converts" if entry.converts else f"static: {entry.reason}"
     if entry.region and entry.region != entry.path:
         what = f"in {entry.region}"
@@ -96,7 +115,11 @@ def _reasons(plan: Plan) -> list[tuple[str, str, int, str]]:
     return rows
 
 
-def _card(plan: Plan, entry: PlanEntry, redundancy: Mapping[str, float]) -> dict[str, Any]:
+def _predicted(found: Predicted | None) -> str:
+    return "" if found is None else f"R² {found.r2:.2f}; {percent(found.share)} of the maps well"
+
+
+def _card(plan: Plan, entry: PlanEntry, seen: LayerRedundancy | None) -> dict[str, Any]:
     region, share = _region(plan, entry), _share(plan, entry)
     facts = [
         ("operation", entry.operation),
@@ -104,7 +127,8 @@ def _card(plan: Plan, entry: PlanEntry, redundancy: Mapping[str, float]) -> dict
         ("input → output", f"{by(entry.in_shape or ())} → {by(entry.out_shape or ())}" if entry.out_shape else ""),
         ("multiply-adds", "" if entry.macs is None else f"{si(entry.macs)}MACs, {percent(share or 0)} of the network"),
         ("decided in", entry.region if entry.region and entry.region != entry.path else ""),
-        ("redundancy", f"{redundancy[entry.path]:.2f}" if entry.path in redundancy else ""),
+        ("frames predicted", "" if seen is None else _predicted(seen.by_frame)),
+        ("channels predicted", "" if seen is None else _predicted(seen.by_channel)),
     ]
     choices: list[str] = []
     if region is not None and region.choice_macs:

@@ -7,6 +7,7 @@ import types
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from vared2_fx.passes import flow_graph
 from vared2_fx.report import document, numbers
 from vared2_fx.report.document import CompressionReport
 from vared2_fx.report.serial import SCHEMA, VERSION
@@ -66,7 +67,7 @@ def _type(kind: Any, known: dict[str, Any]) -> dict[str, Any]:
 
 def _field_docs(kind: type) -> dict[str, str]:
     """The text under each field, which only the source has."""
-    module = next(module for module in (document, numbers) if module.__name__ == kind.__module__)
+    module = next(module for module in (document, flow_graph, numbers) if module.__name__ == kind.__module__)
     (found,) = (n for n in ast.parse(inspect.getsource(module)).body if getattr(n, "name", "") == kind.__name__)
     assert isinstance(found, ast.ClassDef)
     texts = {}

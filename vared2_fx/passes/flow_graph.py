@@ -1,13 +1,24 @@
-"""How the operations of a report are connected."""
+"""How the operations of a network are connected, in short."""
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from torch import fx
 
 from vared2_fx.passes.leaves import inner_calls
-from vared2_fx.report.document import GraphNode
 
 INPUT, OUTPUT = "input", "output"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraphNode:
+    """A point of the network's graph: a counted operation, the input, the output, or a join of several values."""
+
+    name: str
+    """Path of the operation; for others the name of their node."""
+    operation: str
+    reads: tuple[str, ...]
+    """Names of the points that its values come from."""
 
 
 def flow_graph(gm: fx.GraphModule, counted: Collection[str]) -> tuple[GraphNode, ...]:
@@ -17,7 +28,7 @@ def flow_graph(gm: fx.GraphModule, counted: Collection[str]) -> tuple[GraphNode,
 
     Args:
         gm: a graph whose nodes carry shapes.
-        counted: paths of the operations that are rows of a report.
+        counted: paths of the operations that count: the rows of a report, the convolutions of a plan.
 
     Returns:
         In the order in which they run; an operation that is called again reads what all its calls read.
