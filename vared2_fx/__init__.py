@@ -11,7 +11,7 @@ from vared2_fx.passes.rewrite import with_decisions
 from vared2_fx.policy.autotune import Autotuned, ChoiceTime, autotune
 from vared2_fx.policy.fix import full, policy, specialize, unload
 from vared2_fx.report import Comparison, CompressionReport, RunLog, compare, merge, read_run, report, scan_page
-from vared2_fx.routes import Routes, find_routes
+from vared2_fx.routes import Routed, Routes, find_routes, train_router
 from vared2_fx.train import (
     Evaluation,
     FinetuneResult,
@@ -44,6 +44,7 @@ __all__ = [
     "FinetuneResult",
     "Oracle",
     "Redundancy",
+    "Routed",
     "Routes",
     "RunLog",
     "autotune",
@@ -74,6 +75,7 @@ __all__ = [
     "scan",
     "scan_page",
     "specialize",
+    "train_router",
     "unload",
     "with_decisions",
     "zoo",

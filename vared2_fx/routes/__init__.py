@@ -1,6 +1,21 @@
-"""One decision per clip: the few joint choices that gates really take, each a static network."""
+"""One decision per clip: the few joint choices that gates really take, each a static network, and a router."""
 
+from vared2_fx.routes.curve import Point
 from vared2_fx.routes.find import find_routes
 from vared2_fx.routes.found import Assignment, Route, Routes
+from vared2_fx.routes.routed import Routed, RoutedAnswer, RoutedEvaluation
+from vared2_fx.routes.router import Router
+from vared2_fx.routes.train import train_router
 
-__all__ = ["Assignment", "Route", "Routes", "find_routes"]
+__all__ = [
+    "Assignment",
+    "Point",
+    "Route",
+    "Routed",
+    "RoutedAnswer",
+    "RoutedEvaluation",
+    "Router",
+    "Routes",
+    "find_routes",
+    "train_router",
+]

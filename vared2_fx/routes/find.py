@@ -72,7 +72,7 @@ def find_routes(dynamic: fx.GraphModule, loader: Iterable[Any], num_routes: int 
     agreement = {place: float((answer == seen.answers).float().mean()) for place, answer in answers.items()}
     front = [p for p in pool if p in fixed or _undominated(p, pool, macs, agreement)]
     inner = distances[np.ix_(front, front)]
-    near = np.bincount(distances[:, front].argmin(1), weights, len(front))
+    near: Floats = np.asarray(np.bincount(distances[:, front].argmin(1), weights, len(front)), dtype=np.float64)
     places = [front[i] for i in medoids(inner, near, count=num_routes, fixed=tuple(front.index(p) for p in set(fixed)))]
     places.sort(key=lambda place: macs[place])
     return _found(

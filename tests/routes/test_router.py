@@ -1,0 +1,139 @@
+"""The router and what it is compared with."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from networks import make_clip
+from torch.utils.flop_counter import FlopCounterMode
+
+import vared2_fx as vr
+from vared2_fx.errors import ConvertError, DataError, TrainError
+from vared2_fx.routes.curve import at, front, measure, winner
+from vared2_fx.routes.router import fit_router, make_router
+from vared2_fx.runtime import largest_softmax, route_batch, taken
+
+
+@pytest.fixture(scope="module")
+def routed(dynamic, loader):
+    return vr.train_router(dynamic, vr.find_routes(dynamic, loader), loader, loader, epochs=10)
+
+
+def test_every_clip_gets_its_routes_answer(routed, clips):
+    for point in routed.curve:
+        got = routed.answer(clips, budget=point.share)
+        assert got.shares.mean().item() == pytest.approx(point.share, rel=1e-6)
+        for n, (route, again) in enumerate(zip(got.routes.tolist(), got.again.tolist(), strict=True)):
+            network = routed.networks[-1 if again else route].eval()
+            with torch.no_grad():
+                torch.testing.assert_close(got.output[n : n + 1], network(clips[n : n + 1]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_curve_is_what_the_routed_network_does(routed, loader):
+    for point in routed.curve:
+        measured = routed.evaluate(loader, budget=point.share)
+        assert measured.accuracy == pytest.approx(point.quality, abs=1e-6)
+        assert measured.share == pytest.approx(point.share, rel=1e-6)
+    shares = [point.share for point in routed.curve]
+    assert shares == sorted(shares)
+    assert routed.point(1e-9) == routed.curve[0]
+    assert "chosen by" in str(routed)
+
+
+def test_without_labels_the_full_networks_answer_is_kept(dynamic, clips, loader):
+    routed = vr.train_router(dynamic, vr.find_routes(dynamic, clips), clips, clips, epochs=2)
+    assert not routed.labelled
+    assert routed.curve[-1].quality == 1.0
+    assert "agrees" in str(routed)
+
+
+def test_a_budget_that_cannot_be_is_refused(routed, clips):
+    for budget in (0, -1, math.nan, "60%"):
+        with pytest.raises(ConvertError, match="budget"):
+            routed(clips, budget=budget)
+    with pytest.raises(DataError, match="these routes are for"):
+        routed(clips[:, :, :4])
+
+
+def test_errors(dynamic, loader, clips):
+    routes = vr.find_routes(dynamic, loader)
+    with pytest.raises(TrainError, match="epochs"):
+        vr.train_router(dynamic, routes, loader, loader, epochs=0)
+    with pytest.raises(DataError, match="gave no clips"):
+        vr.train_router(dynamic, routes, [], loader)
+    with pytest.raises(DataError, match="give one kind"):
+        vr.train_router(dynamic, routes, [*loader, clips], loader)
+    with pytest.raises(DataError, match="after clips of"):
+        vr.train_router(dynamic, routes, [clips[:, :, :4]], loader)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 64, 64), (3, 16, 224, 224), (3, 32, 112, 171), (3, 2, 24, 24)])
+def test_the_routers_price_is_what_a_counter_counts(shape):
+    router = make_router(shape, 3, 1e12).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        assert router(make_clip(1, *shape)).shape == (1, 3)
+    assert router.macs - math.prod(shape[:1] + shape[2:]) * len(range(0, shape[1], router.step)) == (
+        counter.get_total_flops() // 2
+    )
+
+
+def test_a_router_is_below_a_percent():
+    assert make_router((3, 16, 224, 224), 3, 0.01 * 4.7e9).macs < 0.01 * 4.7e9  # x3d_m
+    assert make_router((3, 16, 64, 64), 3, 0.01 * 546e6).macs < 0.01 * 546e6  # the demo's network
+
+
+def test_a_router_learns_to_tell_motion_from_noise():
+    torch.manual_seed(0)
+    still = make_clip(24, 3, 1, 32, 32).expand(-1, -1, 8, -1, -1) + 0.1 * make_clip(24, 3, 8, 32, 32, seed=1)
+    moving = torch.stack([still.roll(t, dims=-1)[:, :, t] for t in range(8)], dim=2)
+    router = make_router((3, 8, 32, 32), 1, 1e9)
+    views = router.look(torch.cat([still, moving])).detach()
+    keeps = (torch.arange(48) < 24).float()[:, None]
+    order = torch.arange(48) % 2 == 0
+    fit_router(router, views[order], keeps[order], epochs=30)
+    with torch.no_grad():
+        told = router.scores(views[~order]) > 0
+    assert (told == (keeps[~order] > 0)).float().mean() >= 0.9
+
+
+def test_a_router_that_knows_wins_and_one_that_guesses_loses():
+    rng = np.random.default_rng(0)
+    right = np.stack([rng.random(400) < 0.5, np.ones(400)], 1).astype(float)
+    flat = np.full((400, 2), 0.5)
+    curves = measure(right[:, :1] * 0.98 + 0.01, right, flat, (0.3, 1.0), 0.01)
+    assert winner(curves) == "router"
+    assert at(curves["router"], 0.7).quality > 0.95
+    sure = np.where(right > 0, rng.uniform(0.6, 1, right.shape), rng.uniform(0.3, 0.7, right.shape))
+    assert winner(measure(rng.random((400, 1)), right, sure, (0.1, 1.0), 0.01)) == "cascade"
+
+
+def test_prices_move_from_the_full_route_to_the_cheapest():
+    keeps, shares = np.array([[0.2, 0.9], [0.8, 0.85]]), (0.25, 0.5, 1.0)
+    assert taken(keeps, shares, 0.0).tolist() == [2, 2]
+    assert taken(keeps, shares, 0.5).tolist() == [1, 0]
+    assert taken(keeps, shares, 100.0).tolist() == taken(keeps, shares, math.inf).tolist() == [0, 0]
+
+
+def test_the_full_network_runs_where_a_route_is_not_confident():
+    clips, runs = np.arange(4.0).reshape(4, 1, 1, 1, 1), []
+
+    def run(route, some):
+        runs.append((route, some.ravel().tolist()))
+        return np.stack([some.ravel() * (1 + 9 * route), np.zeros(len(some))], 1)
+
+    out, first, again = route_batch(
+        clips, price=math.inf, confidence=0.8, shares=(0.5, 1.0), score=lambda x: 1 / 0, run=run
+    )
+    assert runs == [(0, [0, 1, 2, 3]), (1, [0, 1])]  # σ(1) = 0.73, σ(2) = 0.88
+    assert out[:, 0].tolist() == [0, 10, 2, 3]
+    assert first.tolist() == [0] * 4
+    assert again.tolist() == [True, True, False, False]
+    assert largest_softmax(np.array([[1.0, 0.0]]))[0] == pytest.approx(torch.tensor([1.0, 0]).softmax(0).max().item())
+
+
+def test_a_front_has_no_point_that_another_beats(routed):
+    points = [p for curve in routed.curves.values() for p in curve]
+    best = front(points)
+    assert all(a.share < b.share and a.quality < b.quality for a, b in itertools.pairwise(best))

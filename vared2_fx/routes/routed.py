@@ -1,0 +1,186 @@
+"""A router and its routes as one network in torch: one decision per clip."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from vared2_fx.batches import read_labelled
+from vared2_fx.errors import ConvertError, DataError
+from vared2_fx.modes import evaluating
+from vared2_fx.packing import packer
+from vared2_fx.routes.curve import Kind, Point, at
+from vared2_fx.routes.found import Routes
+from vared2_fx.routes.router import Router
+from vared2_fx.runtime import route_batch
+from vared2_fx.tables import percent, si, text_table
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoutedAnswer:
+    """What a batch of N clips got."""
+
+    output: Tensor
+    """Class scores, (N, classes)."""
+    routes: Tensor
+    """int64 (N,): the route that each clip took, 0 the cheapest."""
+    again: Tensor
+    """bool (N,): clips for which the full network ran too, as the route's answer was not confident."""
+    shares: Tensor
+    """float (N,): multiply-adds of each clip, of the original's, router included."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoutedEvaluation:
+    """A routed network on labelled clips."""
+
+    accuracy: float
+    """Top-1."""
+    share: float
+    """Mean multiply-adds, of the original's, router included."""
+    clips: int
+    """How many there were."""
+
+    def __str__(self) -> str:
+        return f"top-1 {percent(self.accuracy)} of {self.clips} clips at {percent(self.share)} of the multiply-adds"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Routed:
+    """Router and routes; made by `train_router`. Call it like the network; `print` it to see the curve."""
+
+    routes: Routes
+    """What the routes are."""
+    networks: tuple[fx.GraphModule, ...]
+    """Static network of each route, cheapest first, weights shared with the dynamic one."""
+    router: Router
+    """Chooses."""
+    kind: Kind
+    """Which way to choose came out best on the validation clips."""
+    curves: Mapping[Kind, tuple[Point, ...]]
+    """Operating points of each way, measured on the validation clips; that of `kind` is used."""
+    labelled: bool
+    """Whether `Point.quality` is top-1; else it is agreement with the full network."""
+
+    @property
+    def curve(self) -> tuple[Point, ...]:
+        """Operating points, cheapest first, each better than all before it."""
+        return self.curves[self.kind]
+
+    def point(self, budget: float | None = None) -> Point:
+        """The best operating point that costs at most `budget`.
+
+        Args:
+            budget: mean multiply-adds per clip, as a share of the original's; None: what the gated network took.
+                Below the cheapest point that is taken.
+
+        Raises:
+            ConvertError: `budget` is no positive number.
+        """
+        return at(self.curve, self.default_budget if budget is None else check_budget(budget))
+
+    @property
+    def default_budget(self) -> float:
+        """What the gated network took, as a share of the original's multiply-adds."""
+        return self.routes.gated.macs / self.routes.dense_macs
+
+    def __call__(self, clips: Tensor, *, budget: float | None = None) -> Tensor:
+        """Clips (N, C, T, H, W) → class scores (N, classes); see `answer`."""
+        return self.answer(clips, budget=budget).output
+
+    def answer(self, clips: Tensor, *, budget: float | None = None) -> RoutedAnswer:
+        """Let each clip take its route, the clips of one route together; evaluation mode, no gradients.
+
+        Args:
+            clips: (N, C, T, H, W), of the size that the routes were found for.
+            budget: as for `point`.
+
+        Raises:
+            ConvertError: `budget` is no positive number.
+            DataError: clips of another size.
+        """
+        point, shares = self.point(budget), self.routes.shares
+        if tuple(clips.shape[1:]) != self.routes.clip_shape:
+            raise DataError(f"Clips of {tuple(clips.shape[1:])}; these routes are for {self.routes.clip_shape}.")
+        pack, device = packer(self.networks[-1]), clips.device
+
+        def run(route: int, some: Any) -> Any:
+            network = self.networks[route]
+            with evaluating(network):
+                scores: Tensor = network(*pack(torch.from_numpy(some).to(device)))
+            return scores.cpu().numpy()
+
+        def score(some: Any) -> Any:
+            with evaluating(self.router):
+                return self.router(torch.from_numpy(some).to(device)).cpu().numpy()
+
+        output, first, again = route_batch(
+            clips.detach().cpu().numpy(),
+            price=point.price,
+            confidence=point.confidence,
+            shares=shares,
+            score=score,
+            run=run,
+        )
+        cost = np.asarray(shares)[first] + again * shares[-1]
+        cost += self.router_share * np.isfinite(point.price)
+        return RoutedAnswer(
+            output=torch.from_numpy(output).to(device),
+            routes=torch.from_numpy(first),
+            again=torch.from_numpy(again),
+            shares=torch.from_numpy(cost),
+        )
+
+    @property
+    def router_share(self) -> float:
+        """Multiply-adds of the router, of the original's."""
+        return self.router.macs / self.routes.dense_macs
+
+    def evaluate(self, loader: Iterable[Any], *, budget: float | None = None) -> RoutedEvaluation:
+        """Run it over labelled clips.
+
+        Raises:
+            DataError: no clips, or a batch without labels.
+        """
+        right, shares = list[Tensor](), list[Tensor]()
+        for raw in loader:
+            batch, labels = read_labelled(raw)
+            if len(labels):
+                got = self.answer(batch.video, budget=budget)
+                right.append(got.output.argmax(1) == labels)
+                shares.append(got.shares)
+        if not right:
+            raise DataError("evaluate: the loader gave no clips.")
+        hits = torch.cat(right).double()
+        return RoutedEvaluation(accuracy=float(hits.mean()), share=float(torch.cat(shares).mean()), clips=len(hits))
+
+    def __str__(self) -> str:
+        what = ">top-1" if self.labelled else ">agrees with the full network"
+        rows = [
+            (percent(p.share), percent(p.quality), " ".join(f"{100 * part:.0f}" for part in p.mix)) for p in self.curve
+        ]
+        others = ", ".join(
+            f"{kind} {percent(at(curve, self.default_budget).quality)}" for kind, curve in self.curves.items()
+        )
+        return "\n".join(
+            [
+                f"{len(self.networks)} routes, chosen by {self.kind}; the router takes {si(self.router.macs)}MACs, "
+                f"{percent(self.router_share)} of the original",
+                text_table((">MACs", what, ">runs of each route, %"), rows),
+                f"at the gates' {percent(self.default_budget)} of the MACs: {others}",
+            ]
+        )
+
+
+def check_budget(budget: float) -> float:
+    """`budget`, if it is a positive number.
+
+    Raises:
+        ConvertError: it is not.
+    """
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < float("inf"):
+        raise ConvertError(f"budget={budget!r}; a share of the original's multiply-adds, such as 0.6.")
+    return float(budget)

@@ -1,0 +1,74 @@
+"""Run an exported bundle: numpy and the engine, nothing else of this package, no torch; PyAV where files are videos.
+
+A copy of this file lies in each bundle: `python bundle/runtime.py bundle video.mp4` needs no installed package.
+
+N clips, K routes, cheapest first; the last computes everything. C channels, T frames, H height, W width.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[Any]
+
+
+def taken(keeps: Floats, shares: Sequence[float], price: float) -> NDArray[np.int64]:
+    """The route of each clip: int64 (N,).
+
+    Args:
+        keeps: (N, K − 1), probability that a route keeps the answer; the full one keeps it for sure.
+        shares: (K,) multiply-adds, of the original's.
+        price: what the whole network's multiply-adds cost, in units of that probability; infinite: the cheapest route.
+    """
+    if not np.isfinite(price):
+        return np.zeros(len(keeps), dtype=np.int64)
+    sure = np.concatenate([keeps, np.ones((len(keeps), 1))], axis=1)
+    return np.asarray((sure - price * np.asarray(shares)).argmax(1))
+
+
+def route_batch(
+    clips: Floats,
+    *,
+    price: float,
+    confidence: float,
+    shares: Sequence[float],
+    score: Callable[[Floats], Floats],
+    run: Callable[[int, Floats], Floats],
+) -> tuple[Floats, NDArray[np.int64], NDArray[np.bool_]]:
+    """Answer a batch of clips, each by its route, the clips of one route together.
+
+    Args:
+        clips: (N, C, T, H, W).
+        price: see `taken`.
+        confidence: the full network runs too where the largest softmax value of a cheaper route is below this.
+        shares: (K,) multiply-adds of the routes.
+        score: from clips to the router's logits (N, K − 1).
+        run: from a route's number and clips to class scores (N, classes).
+
+    Returns:
+        Class scores (N, classes), the route of each clip, and whether the full network ran after it.
+    """
+    if np.isfinite(price) and len(shares) > 1:
+        first = taken(1 / (1 + np.exp(-np.asarray(score(clips), dtype=np.float64))), shares, price)
+    else:
+        first = np.zeros(len(clips), dtype=np.int64)
+    last, outputs = len(shares) - 1, None
+    again = np.zeros(len(clips), dtype=bool)
+    for route in np.unique(first):
+        places = np.flatnonzero(first == route)
+        got = run(int(route), clips[places])
+        outputs = np.empty((len(clips), *got.shape[1:]), got.dtype) if outputs is None else outputs
+        outputs[places] = got
+        if route < last and confidence > 0:
+            again[places] = largest_softmax(got) < confidence
+    if again.any():
+        outputs[again] = run(last, clips[again])  # type: ignore[index]
+    assert outputs is not None
+    return outputs, first, again
+
+
+def largest_softmax(scores: Floats) -> Floats:
+    """Class scores (N, classes) → the largest probability of each row, (N,)."""
+    return np.asarray(1 / np.exp(scores - scores.max(1, keepdims=True), dtype=np.float64).sum(1))
