@@ -14,12 +14,13 @@ from vared2_fx.passes.check import largest_difference
 from vared2_fx.passes.rewrite import regions
 
 NETWORKS = ("x3d_m", "slow_r50", "i3d_r50", "r2plus1d_r50", "csn_r101", "r3d_18")
+QUICK = ("x3d_m", "slow_r50", "r3d_18")
 FRAMES, PIXELS = 4, 32
 NUM_POLICIES = 50
 
 
 @pytest.mark.parametrize("granularity", ["block", "stage"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS])
 def test_a_policy_is_its_specialised_network(name, granularity):
     """In float64: what differs by the order of sums alone then differs by nothing that could hide a fault."""
     dynamic, clip = converted(name, granularity)
