@@ -194,6 +194,10 @@ class FinetuneConfig:
     label_smoothing: float = 0.0
     """Of the cross-entropy."""
 
+    mixup: float = 0.0
+    """α of mixup: clips of a batch are blended, and their labels alike, by a weight from Beta(α, α); 0.2 is usual, 0
+    goes without. Joint schedule only."""
+
     distill_weight: float = 0.0
     """Weight of distillation from the original network (ours) beside the cross-entropy; 1 is usual, 0 goes without.
     Where clips have no labels it is the whole task, and the original's answers count as right."""
@@ -228,18 +232,27 @@ class FinetuneConfig:
     """Let the network's batch norms keep the statistics that they were trained with. Those of a batch would depend
     on what is picked for its other clips, and hide from the gates what a choice does to a clip."""
 
+    ema_decay: float = 0.0
+    """Evaluate and keep the moving average of the weights, in place of the last ones; 0.999 is usual, 0 goes without.
+    It warms up, so that short runs may use it. Joint schedule only, where weights and gates are averaged together."""
+
     clip_grad: float = 5.0
     """Largest norm of the gradient; 0 leaves it as it is."""
 
     accumulate: int = 1
     """Batches whose gradients are averaged for one update, where memory is too small for as many clips at once."""
 
+    gradient_checkpointing: bool = False
+    """Compute what is inside a region again for the gradient in place of keeping it: less memory, about a third more
+    time. Saves most with granularity `block` and `stage`; needs `freeze_norms`, as norms would count batches twice."""
+
     patience: int = 0
     """End after so many epochs without a better one; 0: never before `epochs`. With a target an epoch that meets it
     is better than any that does not. Joint schedule only."""
 
     mixed_precision: Precision = "no"
-    """Autocast, by accelerate."""
+    """Autocast, by accelerate. Every shape of convolution is checked against fp32 when it is first met; those that this
+    device gets wrong are computed in fp32, which the log says. See `vared2_fx.train.precision`."""
 
     seed: int = 0
     """Of everything random in the loop."""
@@ -249,6 +262,9 @@ class FinetuneConfig:
 
     resume: bool = False
     """Go on from `out`/last where that exists."""
+
+    tensorboard: bool = False
+    """Write every epoch's numbers for TensorBoard, too, into `out`/tensorboard; needs the package tensorboard."""
 
     progress: bool = True
     """Show a progress bar on stderr, when that is a terminal."""
@@ -265,12 +281,14 @@ class FinetuneConfig:
             "warmup_epochs",
             "clip_grad",
             "distill_weight",
+            "mixup",
         ):
             if getattr(self, name) < 0:
                 raise ConvertError(f"FinetuneConfig: {name}={getattr(self, name)} is negative.")
         object.__setattr__(self, "target_macs", read_target("FinetuneConfig: target_macs", self.target_macs))
         _one_of("FinetuneConfig: schedule", self.schedule, get_args(Schedule))
-        unused = [name for name in ("target_macs", "label_smoothing", "patience") if getattr(self, name)]
+        joint_only = ("target_macs", "label_smoothing", "patience", "mixup", "ema_decay")
+        unused = [name for name in joint_only if getattr(self, name)]
         if self.schedule == "variants_first" and unused:
             raise ConvertError(
                 f"FinetuneConfig: {unused[0]} has no effect with schedule='variants_first', where weights learn each "
@@ -279,6 +297,8 @@ class FinetuneConfig:
         _one_of("FinetuneConfig: mixed_precision", self.mixed_precision, get_args(Precision))
         if not 0 <= self.label_smoothing < 1:
             raise ConvertError(f"FinetuneConfig: label_smoothing={self.label_smoothing}, expected 0 up to below 1.")
+        if not 0 <= self.ema_decay < 1:
+            raise ConvertError(f"FinetuneConfig: ema_decay={self.ema_decay}, expected 0 up to below 1.")
         if not 0 <= self.efficiency_warmup <= 1:
             raise ConvertError(f"FinetuneConfig: efficiency_warmup={self.efficiency_warmup}, expected 0 … 1.")
         if not 0 <= self.own_share < 1:
@@ -291,6 +311,10 @@ class FinetuneConfig:
             raise ConvertError(f"FinetuneConfig: distill_temperature={self.distill_temperature}, expected above 0.")
         if self.resume and self.out is None:
             raise ConvertError("FinetuneConfig: resume needs `out`, the folder of the run to go on with.")
+        if self.gradient_checkpointing and not self.freeze_norms:
+            raise ConvertError("FinetuneConfig: gradient_checkpointing needs freeze_norms=True.")
+        if self.tensorboard and self.out is None:
+            raise ConvertError("FinetuneConfig: tensorboard needs `out`, the folder to write into.")
 
     @property
     def target(self) -> float | None:

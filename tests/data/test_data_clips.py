@@ -165,3 +165,24 @@ def test_real_videos(real_clip):
     assert clip.std() > 0.1
     training = VideoDataset(list_of(real_clip), config, training=True)[0, 1]
     assert training["video"].shape == (3, 8, 112, 112)
+
+
+@pytest.mark.parametrize("tall", [False, True])
+def test_crops_lie_along_the_longer_side(tmp_path, clip_config, tall):
+    frames = np.zeros((8, 40, 120, 3), np.uint8)
+    frames[:, :, :40], frames[:, :, 80:] = 100, 200
+    frames = frames.transpose(0, 2, 1, 3) if tall else frames
+    listing = list_of(encode(tmp_path / "long.mp4", frames))
+    dataset = VideoDataset(listing, clip_config, clips_per_video=2, crops_per_clip=3)
+    assert len(dataset) == 6
+    items = [dataset[i] for i in range(6)]
+    assert [(item["clip_index"], item["crop_index"]) for item in items] == [(c, k) for c in (0, 1) for k in (0, 1, 2)]
+    assert [round(item["video"].mean().item(), 1) for item in items[:3]] == [0.4, 0.0, 0.8]
+    alone = VideoDataset(listing, clip_config, clips_per_video=2)
+    torch.testing.assert_close(items[4]["video"], alone[1]["video"], rtol=0, atol=0)  # the middle crop is the centre
+
+
+@pytest.mark.parametrize("numbers", [{"crops_per_clip": 0}, {"crops_per_clip": 2, "training": True}])
+def test_impossible_crops_are_refused(write_video, clip_config, numbers):
+    with pytest.raises(DataError, match="crops_per_clip"):
+        VideoDataset(list_of(write_video()), clip_config, **numbers)

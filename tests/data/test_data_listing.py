@@ -153,3 +153,23 @@ def test_without_classes(tmp_path):
             list_unlabelled(tmp_path / source)
     with pytest.raises(DataError, match="lists no videos"):
         list_unlabelled(csv_file(tmp_path, "path\n"))
+
+
+def test_a_class_map_in_json(tmp_path, write_video):
+    path = tmp_path / "classnames.json"
+    path.write_text('{"\\"b c\\"": 1, "a": 0}')  # quotes as in Kinetics' own file
+    assert read_classes(path) == ("a", "b c")
+    (tmp_path / "list.csv").write_text(f"{write_video()},b c\n")
+    listing = list_videos(tmp_path / "list.csv", classes=path)
+    assert listing.videos[0][1] == 1
+    assert listing.classes == ("a", "b c")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("{", "not JSON"), ("[]", "holds no map"), ('{"a": 0, "b": 2}', "not 0 to 1"), ('{"a": "x"}', "not 0 to 0")],
+)
+def test_broken_class_maps_are_refused(tmp_path, text, says):
+    (tmp_path / "map.json").write_text(text)
+    with pytest.raises(DataError, match=says):
+        read_classes(tmp_path / "map.json")

@@ -1,5 +1,6 @@
 """The command `finetune`."""
 
+import os
 from dataclasses import asdict
 from enum import Enum
 from functools import partial
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vared2_fx.cli.evaluate import document
 from vared2_fx.cli.inputs import clip_config, example_inputs
 from vared2_fx.cli.networks import CLASSES_FILE, Network, num_classes_of, open_network, place
 from vared2_fx.cli.options import (
@@ -136,8 +138,18 @@ def finetune(
     freeze_norms: Annotated[
         bool, _option("Let batch norms keep the statistics that they came with.")
     ] = _DEFAULT.freeze_norms,
+    mixup: Annotated[float, _option("Blend clips and labels; 0.2 is usual, 0: not.")] = _DEFAULT.mixup,
+    ema_decay: Annotated[
+        float, _option("Keep a moving average of the weights; 0.999 is usual, 0: not.")
+    ] = _DEFAULT.ema_decay,
+    tensorboard: Annotated[
+        bool, _option("Write for TensorBoard as well, into --out/tensorboard.")
+    ] = _DEFAULT.tensorboard,
     clip_grad: Annotated[float, _option("Largest norm of the gradient; 0: any.")] = _DEFAULT.clip_grad,
     accumulate: Annotated[int, _option("Batches for one update.")] = _DEFAULT.accumulate,
+    gradient_checkpointing: Annotated[
+        bool, _option("Less memory for about a third more time.")
+    ] = _DEFAULT.gradient_checkpointing,
     patience: Annotated[int, _option("End after so many epochs without a better one; 0: never.")] = _DEFAULT.patience,
     mixed_precision: Annotated[MixedPrecision, _option("Autocast.")] = MixedPrecision.NO,
     seed: Annotated[int, _option("Of everything random.")] = _DEFAULT.seed,
@@ -194,13 +206,18 @@ def finetune(
         own_share=own_share,
         gate_loss_weight=gate_loss_weight,
         freeze_norms=freeze_norms,
+        mixup=mixup,
+        ema_decay=ema_decay,
+        tensorboard=tensorboard,
         clip_grad=clip_grad,
         accumulate=accumulate,
+        gradient_checkpointing=gradient_checkpointing,
         patience=patience,
         mixed_precision=mixed_precision.value,
         seed=seed,
         out=str(out),
         resume=resume,
+        progress=_process_number() == 0,
     )
     conversion_config = convert_config(
         include=include,
@@ -234,6 +251,8 @@ def finetune(
     except KeyboardInterrupt:
         say(f"What was finished is in {out}; the same line with --resume goes on from there.")
         raise
+    if _process_number() > 0:
+        return  # the first one speaks for all
     for alarm in result.alarms:
         say(f"alarm: {alarm}")
     say(f"training clips: {train_loader.log}\nvalidation clips: {val_loader.log}")
@@ -244,6 +263,11 @@ def finetune(
         f"Best is epoch {result.best_epoch} of {epochs}: {result.evaluation}\n"
         f"Saved {out / 'best'}. Next: vared2 report {out / 'best'} --data {val}"
     )
+
+
+def _process_number() -> int:
+    """This process among those that torchrun or accelerate launched, from 0."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def _open(network: str, num_classes: int, *, pretrained: bool, weights: Path | None, base: str | None) -> Network:
@@ -312,20 +336,8 @@ def _write_classes(folder: Path, classes: tuple[str, ...]) -> None:
 
 
 def _document(result: Any) -> dict[str, Any]:
-    evaluation = result.evaluation
     return {
-        "accuracy": evaluation.accuracy,
-        "agreement": evaluation.agreement,
-        "top5": evaluation.top5,
-        "percentiles": {str(p): evaluation.percentile(p) for p in (5, 25, 50, 75, 95)},
-        "by_class": {str(label): asdict(cost) for label, cost in evaluation.by_class().items()},
+        **document(result.evaluation),
         "alarms": result.alarms,
-        "loss": evaluation.loss,
-        "num_clips": len(evaluation.clips),
-        "dense_macs": evaluation.dense_macs,
-        "mean_macs": evaluation.mean_macs,
-        "min_macs": evaluation.min_macs,
-        "max_macs": evaluation.max_macs,
-        "share": evaluation.share,
         "history": [asdict(epoch) for epoch in result.history],
     }

@@ -169,8 +169,8 @@ Classes = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="File with the class names in the network's order, one per line. Otherwise the sorted folder names, or "
-        "the labels of the CSV.",
+        help="File with the class names in the network's order, one per line, or a JSON map from name to label. "
+        "Otherwise the sorted folder names, or the labels of the CSV.",
         show_default=False,
         rich_help_panel=_CLIPS,
     ),

@@ -96,20 +96,23 @@ class ClipConfig:
         return [start_s + int(step) / self.fps for step in steps.tolist()]
 
 
-def clip_transform(config: ClipConfig, *, training: bool = False, flip: bool = True) -> v2.Compose:
+def clip_transform(
+    config: ClipConfig, *, training: bool = False, flip: bool = True, crop: tuple[int, int] = (0, 1)
+) -> v2.Compose:
     """Build the way from decoded frames to network input.
 
     Args:
         config: size and normalisation.
         training: random crop and flip; else the centre.
         flip: in training, mirror half of the clips. Turn it off where left and right differ in meaning.
+        crop: in evaluation (n, of): the n-th, from 0, of so many crops along the longer side; of 1, the centre.
 
     Returns:
         A transform (T, 3, H, W) uint8 -> (T, 3, crop, crop) float32. Resizing is done on bytes: a quarter
         of the memory, and within half a grey level of float.
     """
     steps: list[Any] = [v2.Resize(config.short_side, antialias=True)]
-    steps.append(v2.RandomCrop(config.crop) if training else v2.CenterCrop(config.crop))
+    steps.append(v2.RandomCrop(config.crop) if training else partial(_crop_of, size=config.crop, place=crop))
     if training and flip:
         steps.append(v2.RandomHorizontalFlip())
     steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(config.mean, config.std)]
@@ -131,11 +134,12 @@ def read_clip(path: str | Path, config: ClipConfig) -> Tensor:
 
 
 class VideoDataset(Dataset[dict[str, Any]]):
-    """Clips of listed videos, map-style: item `i` is clip `i % clips_per_video` of a video.
+    """Clips of listed videos, map-style: every clip of a video, one after the other.
 
     An item is a dict: "video" (3, T, crop, crop) float32, "label" int, "video_name" str (the path),
-    "video_index" and "clip_index" int, "num_missing" int (frames filled up because the video is shorter than
-    the clip). A video that cannot be read never raises: its "video" is None and "error" says why;
+    "video_index", "clip_index" and "crop_index" int, "num_missing" int (frames filled up because the video is shorter
+    than the clip). Crops of a clip follow each other; it is decoded once for them. A video that cannot be read never
+    raises: its "video" is None and "error" says why;
     `collate_clips` drops and counts it.
 
     Args:
@@ -144,11 +148,12 @@ class VideoDataset(Dataset[dict[str, Any]]):
         training: a random clip of each video with random crop and flip, a new one each time; else
             `clips_per_video` clips spread evenly over the video (one: its middle), cropped in the centre.
         clips_per_video: clips from each video in evaluation.
+        crops_per_clip: crops of each of them, spread evenly along the longer side of the frame; three is usual.
         classes: names in label order, see `list_videos`.
         flip: in training, mirror half of the clips.
 
     Raises:
-        DataError: as `list_videos`, or `clips_per_video` is below 1, or above 1 in training.
+        DataError: as `list_videos`, or `clips_per_video` or `crops_per_clip` is below 1, or above 1 in training.
     """
 
     def __init__(
@@ -158,22 +163,29 @@ class VideoDataset(Dataset[dict[str, Any]]):
         *,
         training: bool = False,
         clips_per_video: int = 1,
+        crops_per_clip: int = 1,
         classes: Sequence[str] | str | Path | None = None,
         flip: bool = True,
     ) -> None:
-        if clips_per_video < 1 or (training and clips_per_video > 1):
-            raise DataError(
-                f"clips_per_video={clips_per_video}: 1 or more in evaluation; in training leave it at 1: "
-                "each epoch takes another random clip of each video."
-            )
+        for name, number in (("clips_per_video", clips_per_video), ("crops_per_clip", crops_per_clip)):
+            if number < 1 or (training and number > 1):
+                raise DataError(
+                    f"{name}={number}: 1 or more in evaluation; in training leave it at 1: "
+                    "each epoch takes another random clip of each video."
+                )
         self.listing = list_videos(source, classes=classes)
         self.config = config
         self.training = training
         self.clips_per_video = clips_per_video
-        self._transform = clip_transform(config, training=training, flip=flip)
+        self.crops_per_clip = crops_per_clip
+        self._transforms = [
+            clip_transform(config, training=training, flip=flip, crop=(place, crops_per_clip))
+            for place in range(crops_per_clip)
+        ]
+        self._last: tuple[tuple[str, int], tuple[Tensor, int]] | None = None
 
     def __len__(self) -> int:
-        return len(self.listing) * self.clips_per_video
+        return len(self.listing) * self.clips_per_video * self.crops_per_clip
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         """Read a clip.
@@ -183,21 +195,32 @@ class VideoDataset(Dataset[dict[str, Any]]):
                 reads the clip. Without one, training draws it from torch's global generator.
         """
         index, seed = key if isinstance(key, tuple) else (key, None)
-        video_index, clip_index = divmod(index, self.clips_per_video)
+        clip, crop_index = divmod(index, self.crops_per_clip)
+        video_index, clip_index = divmod(clip, self.clips_per_video)
         path, label = self.listing.videos[video_index]
-        item = {"label": label, "video_name": path, "video_index": video_index, "clip_index": clip_index}
+        places = {"video_index": video_index, "clip_index": clip_index, "crop_index": crop_index}
+        item = {"label": label, "video_name": path, **places}
         if self.training and seed is None:
             seed = int(torch.randint(2**62, ()))
         try:
-            with VideoFile(path) as video, _seeded(seed):
-                start_s = self._start_s(video.duration_s, clip_index)
-                frames, num_missing = video.frames_at(self.config.times_s(start_s))
-                clip = _to_input(self._transform(frames))
+            with _seeded(seed):
+                frames, num_missing = self._decoded(path, clip_index)
+                video = _to_input(self._transforms[crop_index](frames))
         except DataError as error:
             return {**item, "video": None, "error": str(error)}
         except Exception as error:  # whatever a damaged file brings about in a decoder
             return {**item, "video": None, "error": f"`{path}`: {type(error).__name__}: {error}"}
-        return {**item, "video": clip, "num_missing": num_missing}
+        return {**item, "video": video, "num_missing": num_missing}
+
+    def _decoded(self, path: str, clip_index: int) -> tuple[Tensor, int]:
+        """The frames of a clip (T, 3, H, W) uint8, and how many of them are filled up."""
+        if self._last is not None and self._last[0] == (path, clip_index):
+            return self._last[1]
+        with VideoFile(path) as video:
+            decoded = video.frames_at(self.config.times_s(self._start_s(video.duration_s, clip_index)))
+        if self.crops_per_clip > 1:
+            self._last = (path, clip_index), decoded
+        return decoded
 
     def _start_s(self, duration_s: float, clip_index: int) -> float:
         if not self.training:
@@ -215,6 +238,19 @@ def _even_start(duration_s: float, config: ClipConfig, clip_index: int, clips_pe
     next_clip = partial(sampler, 0.0, duration_s, {})
     starts = [float(next_clip().clip_start_sec) for _ in range(2 * clip_index + 2)]
     return starts[-1]
+
+
+def _crop_of(frames: Tensor, *, size: int, place: tuple[int, int]) -> Tensor:
+    """Cut `size` × `size` out of (T, 3, H, W): in the middle of the shorter side, at `place` along the longer one."""
+    number, of = place
+    height, width = frames.shape[2:]
+    if of == 1 or min(height, width) < size:
+        centre: Tensor = v2.functional.center_crop(frames, [size, size])
+        return centre
+    along = round((max(height, width) - size) * number / (of - 1))
+    across = round((min(height, width) - size) / 2)
+    top, left = (along, across) if height > width else (across, along)
+    return frames[:, :, top : top + size, left : left + size]
 
 
 def _to_input(frames: Tensor) -> Tensor:

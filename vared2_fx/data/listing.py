@@ -1,6 +1,7 @@
 """Which videos there are, and what each one shows: a folder per class, or a CSV of `path,label`."""
 
 import csv
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +28,37 @@ class VideoListing:
 
 
 def read_classes(path: str | Path) -> tuple[str, ...]:
-    """Read class names from a text file: one per line, line n names label n, empty lines do not count.
+    """Read class names from a file.
+
+    Of text: one per line, line n names label n, empty lines do not count. Of JSON (`.json`): a map from every class
+    name to its label, as Kinetics comes with; quotes that its names carry are dropped.
 
     Raises:
-        DataError: the file is missing, empty, not text, or names a class twice.
+        DataError: the file is missing, empty, not text, names a class twice, or its labels are not 0, 1, 2, …
     """
+    if Path(path).suffix.lower() == ".json":
+        return _class_map(Path(path))
     lines = _read_text(Path(path), what="class names").splitlines()
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise DataError(f"class names: `{path}` is empty. Write one class name per line.")
+    return _checked_classes(names, where=str(path))
+
+
+def _class_map(path: Path) -> tuple[str, ...]:
+    try:
+        found = json.loads(_read_text(path, what="class map"))
+    except ValueError as error:
+        raise DataError(f"class map: `{path}` is not JSON ({error}).") from error
+    if not isinstance(found, dict) or not found:
+        raise DataError(f'class map: `{path}` holds no map; write {{"class name": label, …}}.')
+    labels = list(found.values())
+    if sorted(map(str, labels)) != sorted(map(str, range(len(found)))):
+        raise DataError(
+            f"class map: the labels in `{path}` are not 0 to {len(found) - 1}, each once. Every output of the "
+            "network has one name."
+        )
+    names = tuple(str(name).strip().strip("\"'") for name, _ in sorted(found.items(), key=lambda item: int(item[1])))
     return _checked_classes(names, where=str(path))
 
 
@@ -49,7 +72,7 @@ def list_videos(
             mov), or a CSV file with rows `path,label`. In a CSV a header is optional, relative paths are
             taken from the folder of the CSV, and a label is a class name or its index. A ready listing is
             returned as it is, after a check against `classes`.
-        classes: names in label order, or a file with one name per line. Give the training set's here when
+        classes: names in label order, or a file for `read_classes`. Give the training set's here when
             listing another split, so that equal labels mean equal classes. By default: the sorted folder
             names, or the sorted labels of the CSV (for integer labels: "0" to the largest).
 

@@ -15,7 +15,7 @@ from vared2_fx.data.listing import VideoListing, list_videos
 from vared2_fx.data.probe import probe_videos
 
 _LOG = logging.getLogger(__name__)
-_KEEP = ("video", "label", "video_index", "clip_index")
+_KEEP = ("video", "label", "video_index", "clip_index", "crop_index")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -50,8 +50,8 @@ def collate_clips(items: Sequence[dict[str, Any]], *, config: ClipConfig, labell
     """Stack items of `VideoDataset` to a batch; drop and count those that could not be read.
 
     Returns:
-        "video" (B, 3, T, crop, crop) float32, "label", "video_index", "clip_index" int64 (B,), "video_name"
-        list of B paths; "num_failed" and "num_short" int, "failed" {path: reason}. B is smaller than the
+        "video" (B, 3, T, crop, crop) float32, "label", "video_index", "clip_index", "crop_index" int64 (B,),
+        "video_name" list of B paths; "num_failed" and "num_short" int, "failed" {path: reason}. B is smaller than the
         number of items where some failed, and 0 where all did. No "label" where `labelled` is False.
     """
     keep = _KEEP if labelled else tuple(key for key in _KEEP if key != "label")
@@ -133,6 +133,7 @@ def make_loader(
     num_workers: int = 0,
     seed: int = 0,
     clips_per_video: int = 1,
+    crops_per_clip: int = 1,
     classes: Sequence[str] | str | Path | None = None,
     flip: bool = True,
     probe: bool = True,
@@ -147,7 +148,8 @@ def make_loader(
             Else: every clip once, in order.
         num_workers: processes that decode; 0 decodes in this one. Changes nothing in the batches.
         seed: settles order, clips, crops and flips of every epoch.
-        clips_per_video: evenly spread clips of each video in evaluation; group them by "video_index".
+        clips_per_video: evenly spread clips of each video in evaluation; `evaluate` averages over them.
+        crops_per_clip: crops of each clip in evaluation, see `VideoDataset`.
         classes: names in label order; give the training loader's `listing.classes` for the other splits.
         flip: in training, mirror half of the clips.
         probe: open every video first, and leave out those that cannot be read, with a log line that names
@@ -166,7 +168,14 @@ def make_loader(
         listing, unreadable = result.usable, result.unreadable
         if unreadable:
             _LOG.warning("%s", result)
-    dataset = VideoDataset(listing, config, training=training, clips_per_video=clips_per_video, flip=flip)
+    dataset = VideoDataset(
+        listing,
+        config,
+        training=training,
+        clips_per_video=clips_per_video,
+        crops_per_clip=crops_per_clip,
+        flip=flip,
+    )
     loader = VideoLoader(
         dataset,
         batch_size=batch_size,

@@ -8,7 +8,7 @@ from vared2_fx.layers.geometry import FULL, Choice, ChoiceGrid, ConvGeometry, co
 from vared2_fx.layers.inside import SelfGated, recorded_decisions
 from vared2_fx.layers.parts import FrameReturn, FrameSkip, SlimConv, SlimNorm
 from vared2_fx.layers.rebuild import ChannelRebuild, FrameRebuild, predict_channels
-from vared2_fx.layers.region import Decision, DynamicRegion, RegionCost, StaticRegion
+from vared2_fx.layers.region import Decision, DynamicRegion, RegionCost, StaticRegion, recomputing
 
 __all__ = [
     "FULL",
@@ -36,5 +36,6 @@ __all__ = [
     "computed_frames",
     "fixed_decisions",
     "predict_channels",
+    "recomputing",
     "recorded_decisions",
 ]

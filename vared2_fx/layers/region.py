@@ -4,11 +4,13 @@ N clips, C channels, T frames, H height, W width; J frame strides, I channel sha
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vared2_fx.layers.gate import Gate
 from vared2_fx.layers.geometry import FULL, Choice, ChoiceGrid, Size
@@ -77,6 +79,8 @@ class DynamicRegion(nn.Module, ABC):
         self.body, self.gate, self.grid = body, gate, gate.grid
         self.frame_rebuilds, self.channel_rebuilds = nn.ModuleList(frame_rebuilds), channel_rebuilds
         self.cost = RegionCost(self.grid, self.macs, gate.macs)
+        self.recompute: AbstractContextManager[Any] | None = None
+        """In training, keep nothing inside for the gradient and compute it again then, in here; see `recomputing`."""
 
     @abstractmethod
     def variant(self, choice: Choice) -> nn.Module:
@@ -112,7 +116,12 @@ class DynamicRegion(nn.Module, ABC):
         Returns:
             (N, C, T, H, W).
         """
-        return self._train(x, decision) if self.training else self._bucketed(x, decision)
+        if not self.training:
+            return self._bucketed(x, decision)
+        if (again := self.recompute) is None:
+            return self._train(x, decision)
+        y: Tensor = checkpoint(self._train, x, decision, use_reentrant=False, context_fn=lambda: (nullcontext(), again))
+        return y
 
     def _bucketed(self, x: Tensor, decision: Tensor) -> Tensor:
         """Run every clip with what its decision needs, together with the others that need the same."""
@@ -147,3 +156,23 @@ class DynamicRegion(nn.Module, ABC):
     @abstractmethod
     def _run(self, x: Tensor, decision: Tensor, j: int, i: int, alone: bool) -> Tensor:
         """Run clips that all need the choice (j, i), `alone` or with others in the weighted sum."""
+
+
+@contextmanager
+def recomputing(regions: Iterable[DynamicRegion], within: AbstractContextManager[Any] | None = None) -> Iterator[None]:
+    """Let regions in training save memory for time inside the block (gradient checkpointing).
+
+    Norms inside that are in training mode would count every batch twice.
+
+    Args:
+        regions: which ones.
+        within: what to enter, again and again, where something is recomputed. Backward passes leave modes of torch.
+    """
+    changed = [region for region in regions if region.recompute is None]
+    try:
+        for region in changed:
+            region.recompute = within or nullcontext()
+        yield
+    finally:
+        for region in changed:
+            region.recompute = None

@@ -9,6 +9,7 @@ from vared2_fx.train.history import EpochLog
 from vared2_fx.train.losses import efficiency_loss
 from vared2_fx.train.norms import recalibrate_norms
 from vared2_fx.train.oracle import Oracle, Rung, oracle
+from vared2_fx.train.views import VideoResult
 
 __all__ = [
     "ClipResult",
@@ -18,6 +19,7 @@ __all__ = [
     "GateFit",
     "Oracle",
     "Rung",
+    "VideoResult",
     "collapse_alarms",
     "distillation_loss",
     "efficiency_loss",

@@ -1,6 +1,6 @@
 """Accuracy and multiply-adds over data."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from vared2_fx.passes.rewrite import regions, with_decisions
 from vared2_fx.policy.counts import DecisionCounts, LayerDecisions
 from vared2_fx.policy.statistics import clip_macs, dense_macs
 from vared2_fx.tables import percent, si
+from vared2_fx.train.views import VideoResult, ViewMeans
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +59,8 @@ class Evaluation:
     """The clips had no labels: `accuracy` is agreement with the original network, and `loss` is against its answers."""
     layers: Mapping[str, LayerDecisions] = field(default_factory=dict)
     """What each region computed, by path; empty for a static network."""
+    videos: tuple[VideoResult, ...] = ()
+    """The same clips by video, answered by the mean of their probabilities; empty where batches have no names."""
 
     @property
     def accuracy(self) -> float:
@@ -68,6 +71,21 @@ class Evaluation:
     def top5(self) -> float:
         """Share of the clips whose label is among the five largest outputs."""
         return sum(clip.rank < 5 for clip in self.clips) / len(self.clips)
+
+    @property
+    def video_accuracy(self) -> float:
+        """Top-1 of the videos; nan where batches have no names."""
+        return _mean([video.rank == 0 for video in self.videos])
+
+    @property
+    def video_top5(self) -> float:
+        """Top-5 of the videos."""
+        return _mean([video.rank < 5 for video in self.videos])
+
+    @property
+    def macs_per_video(self) -> float:
+        """Multiply-adds of the average video, all of its clips and crops together."""
+        return _mean([video.macs for video in self.videos])
 
     def percentile(self, percent: float) -> float:
         """Multiply-adds that this share of the clips, in percent, stays below or at; between two clips linear."""
@@ -119,7 +137,22 @@ class Evaluation:
         return (
             f"{what} {percent(self.accuracy)}{top5} of {len(self.clips)} clips, loss {self.loss:.3f}, "
             f"{si(self.mean_macs)}MACs per clip, {percent(self.share)} of the original (min {low}, max {high})"
+            + self._of_videos()
         )
+
+    def _of_videos(self) -> str:
+        if len(self.videos) in (0, len(self.clips)):
+            return ""
+        spent = [video.macs for video in self.videos]
+        return (
+            f"\n{len(self.videos)} videos, {max(video.views for video in self.videos)} views each: "
+            f"top-1 {percent(self.video_accuracy)}, top-5 {percent(self.video_top5)}, {si(self.macs_per_video)}MACs "
+            f"per video (min {si(min(spent))}, max {si(max(spent))})"
+        )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
 
 
 def evaluate(
@@ -130,7 +163,8 @@ def evaluate(
     Args:
         model: a converted network, or any other, which takes the same multiply-adds for every clip. Its mode is
             restored.
-        loader: batches as dicts with "video" and "label", or pairs (clips, labels).
+        loader: batches as dicts with "video" and "label", or pairs (clips, labels). Where dicts have "video_name",
+            clips of one name are also answered together, see `Evaluation.videos` and `make_loader(clips_per_video=…)`.
         original: what to agree with where clips have no labels; from clips (N, C, T, H, W) to scores (N, classes),
             such as the original network itself.
 
@@ -145,7 +179,7 @@ def evaluate(
     like = next(model.parameters())
     results: list[ClipResult] = []
     dense: dict[tuple[int, ...], int] = {}
-    counts, loss, labelled = DecisionCounts(), 0.0, set[bool]()
+    counts, loss, labelled, views = DecisionCounts(), 0.0, set[bool](), ViewMeans()
     asked = evaluating(original) if isinstance(original, nn.Module) else nullcontext()
     with evaluating(model), asked:
         observed = _observed(model)
@@ -162,11 +196,13 @@ def evaluate(
                 dense[shape] = dense_macs(model, pack(batch.video))
             counts.add(decisions)
             loss += float(F.cross_entropy(output.float(), labels, reduction="sum"))
+            macs = clip_macs(decisions, dense[shape]).expand(len(labels))
+            views.add(batch.names, labels, output, macs)
             rows = zip(
                 batch.names or [""] * len(labels),
                 labels.tolist(),
                 output.argmax(1).tolist(),
-                clip_macs(decisions, dense[shape]).expand(len(labels)).tolist(),
+                macs.tolist(),
                 (output > output.gather(1, labels[:, None])).sum(1).tolist(),
                 strict=True,
             )
@@ -181,6 +217,7 @@ def evaluate(
         dense_macs=max(dense.values()),
         agreement=labelled == {False},
         layers=counts.found(_grids(model)),
+        videos=views.found(),
     )
 
 

@@ -13,22 +13,25 @@ from vared2_fx.batches import read_batch, set_epoch
 from vared2_fx.config import FinetuneConfig
 from vared2_fx.convert import conversion
 from vared2_fx.errors import CheckpointError, TrainError
+from vared2_fx.layers import recomputing
 from vared2_fx.packing import packer
 from vared2_fx.passes.rewrite import regions, with_decisions
 from vared2_fx.policy.reach import check_reachable
 from vared2_fx.train.alarms import collapse_alarms
+from vared2_fx.train.average import make_average
+from vared2_fx.train.board import Board
 from vared2_fx.train.distill import Answered, make_teacher
 from vared2_fx.train.evaluate import Evaluation, evaluate
 from vared2_fx.train.gates import fit_gates
-from vared2_fx.train.history import EpochLog, EpochMeter, rank
+from vared2_fx.train.history import EpochLog, EpochMeter, log_of, rank
 from vared2_fx.train.norms import has_own_norms, recalibrate_norms
 from vared2_fx.train.objective import Objective, check_finite
 from vared2_fx.train.optimizer import make_optimizer
+from vared2_fx.train.precision import CheckedConvs
 from vared2_fx.train.processes import shared_norms
 from vared2_fx.train.progress import TrainingBar
 from vared2_fx.train.setup import make_accelerator, make_scheduler, num_batches
 from vared2_fx.train.state import RunFolder
-from vared2_fx.train.target import TOLERANCE
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +104,7 @@ class _Run:
         original: nn.Module | None,
     ) -> None:
         self.dynamic, self.config = dynamic, config
+        self.board = Board(config) if config.tensorboard else None
         self.val_loader, self.like = val_loader, next(dynamic.parameters())
         self.teacher = make_teacher(dynamic, original, packer(dynamic)) if config.distill_weight else None
         self.accelerator = make_accelerator(config, on_cpu=self.like.device.type == "cpu")
@@ -117,6 +121,7 @@ class _Run:
         self.observed, self.optimizer = self.accelerator.prepare(with_decisions(dynamic), optimizer)
         self.objective = Objective(dynamic, self.observed, config, self.accelerator, self.teacher, self.num_steps)
         self.gates = [region.gate for region in regions(dynamic).values()]
+        self.recomputed = list(regions(dynamic).values()) if config.gradient_checkpointing else []
         of_gates = {module for gate in self.gates for module in gate.modules()}
         norms = (module for module in dynamic.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
         self.norms = [norm for norm in norms if norm not in of_gates]
@@ -124,7 +129,10 @@ class _Run:
         own_epochs = min(config.epochs - 1, round(config.own_share * config.epochs))
         self.first_fit = config.epochs - own_epochs if variants_first else config.epochs + 1
         self.fits = {self.first_fit, config.epochs} if variants_first else set()
+        self.average = make_average(dynamic, config, self.accelerator)
+        self.kept = dynamic if self.average is None else self.average.module
         self.folder = RunFolder(config, self.accelerator)
+        self.checked = nullcontext() if config.mixed_precision == "no" else CheckedConvs()
         self.pending = 0
         self.history: list[EpochLog] = []
         self.best_weights: dict[str, Tensor] = {}
@@ -145,7 +153,8 @@ class _Run:
                     log.info("no better epoch in the last %d; ended before epoch %d", self.config.patience, epoch)
                     break
                 start = time.perf_counter()
-                meter = self._train_epoch(epoch, bar)
+                with self.checked, recomputing(self.recomputed, self.checked):
+                    meter = self._train_epoch(epoch, bar)
                 if epoch in self.fits:
                     self._fit_gates()
                 elif epoch > self.first_fit:
@@ -197,13 +206,13 @@ class _Run:
                 continue
             for loss in self.objective.losses(batch, step, meter, fitted=epoch > self.first_fit):
                 check_finite(loss, epoch, step)
-                self._update(loss, last=step == epoch * per_epoch - 1)
+                self._update(loss, step, last=step == epoch * per_epoch - 1)
             bar.advance(epoch, self.config.epochs, meter.loss, meter.accuracy, meter.share)
         if self.accelerator.num_processes > 1:
             meter.over_processes(lambda sums: self.accelerator.reduce(sums.to(self.accelerator.device), "sum"))
         return meter
 
-    def _update(self, loss: Tensor, *, last: bool) -> None:
+    def _update(self, loss: Tensor, step: int, *, last: bool) -> None:
         """Add a loss's gradients; move the weights after every `accumulate` of them, and after the epoch's last."""
         self.accelerator.backward(loss / self.config.accumulate)
         self.pending += 1
@@ -214,6 +223,8 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.pending = 0
+        if self.average is not None:
+            self.average.update(self.dynamic, step + 1)
 
     def _patience_is_over(self) -> bool:
         waited = len(self.history) - 1 - min(self.history, key=rank).epoch
@@ -228,44 +239,19 @@ class _Run:
 
     def _finish_epoch(self, epoch: int, meter: EpochMeter, seconds: float) -> None:
         """Evaluate, keep the best, write everything down."""
-        evaluation = evaluate(self.dynamic, self.val_loader, original=self.teacher)
+        evaluation = evaluate(self.kept, self.val_loader, original=self.teacher)
         if self.objective.controller is not None:
             self.objective.controller.evaluated(evaluation.share)
-        self.history.append(
-            EpochLog(
-                epoch=epoch,
-                train_loss=meter.loss,
-                train_accuracy=meter.accuracy,
-                train_share=meter.share,
-                accuracy=evaluation.accuracy,
-                share=evaluation.share,
-                min_share=evaluation.min_macs / evaluation.dense_macs,
-                max_share=evaluation.max_macs / evaluation.dense_macs,
-                objective=self._objective(evaluation),
-                seconds=seconds,
-                alarms=len(alarms := collapse_alarms(evaluation)),
-                layers={
-                    path: {"share": layer.share, "entropy": layer.entropy} for path, layer in evaluation.layers.items()
-                },
-            )
-        )
+        alarms = collapse_alarms(evaluation)
+        line = log_of(epoch, meter, evaluation, self.config, seconds=seconds, alarms=len(alarms))
+        self.history.append(line)
         log.info("epoch %d of %d: %s", epoch, self.config.epochs, evaluation)
         for alarm in alarms if epoch else ():  # as converted, no gate decides anything yet
             log.info("epoch %d: %s", epoch, alarm)
         if min(self.history, key=rank).epoch == epoch:
-            self.best_weights = {k: v.detach().cpu().clone() for k, v in self.dynamic.state_dict().items()}
-            self.folder.save_best(self.dynamic)
+            self.best_weights = {k: v.detach().cpu().clone() for k, v in self.kept.state_dict().items()}
+            self.folder.save_best(self.kept)
+        if self.board is not None and self.accelerator.is_main_process:
+            self.board.write(line)
         taught = {} if self.teacher is None else {"teacher": self.teacher.fingerprint()}
         self.folder.save_last({"history": [asdict(line) for line in self.history], **taught})
-
-    def _objective(self, evaluation: Evaluation) -> float:
-        """The loss that training minimises, with errors in place of cross-entropy, on what evaluation computed.
-
-        An epoch that misses the target stands behind all that do not.
-        """
-        if self.config.target is None:
-            efficiency = sum((c.macs / evaluation.dense_macs) ** 2 for c in evaluation.clips) / len(evaluation.clips)
-        else:
-            efficiency = max(0.0, evaluation.share - self.config.target)
-        missed = self.config.target is not None and efficiency > TOLERANCE
-        return missed + 1.0 - evaluation.accuracy + self.config.efficiency_weight * efficiency

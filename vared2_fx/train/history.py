@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from vared2_fx.config import FinetuneConfig
+from vared2_fx.train.evaluate import Evaluation
+from vared2_fx.train.target import TOLERANCE
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochLog:
@@ -30,6 +34,40 @@ class EpochLog:
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
     """Of the evaluation, by path of the region: `share` of its multiply-adds that was computed, and `entropy` of its
     choices over the clips in bits."""
+
+
+def log_of(
+    epoch: int, meter: "EpochMeter", evaluation: Evaluation, config: FinetuneConfig, *, seconds: float, alarms: int
+) -> EpochLog:
+    """An epoch in numbers, from what was counted while training and what was evaluated after it."""
+    layers = evaluation.layers.items()
+    return EpochLog(
+        epoch=epoch,
+        train_loss=meter.loss,
+        train_accuracy=meter.accuracy,
+        train_share=meter.share,
+        accuracy=evaluation.accuracy,
+        share=evaluation.share,
+        min_share=evaluation.min_macs / evaluation.dense_macs,
+        max_share=evaluation.max_macs / evaluation.dense_macs,
+        objective=_objective(evaluation, config),
+        seconds=seconds,
+        alarms=alarms,
+        layers={path: {"share": layer.share, "entropy": layer.entropy} for path, layer in layers},
+    )
+
+
+def _objective(evaluation: Evaluation, config: FinetuneConfig) -> float:
+    """The loss that training minimises, with errors in place of cross-entropy, on what evaluation computed.
+
+    An epoch that misses the target stands behind all that do not.
+    """
+    if config.target is None:
+        efficiency = sum((c.macs / evaluation.dense_macs) ** 2 for c in evaluation.clips) / len(evaluation.clips)
+    else:
+        efficiency = max(0.0, evaluation.share - config.target)
+    missed = config.target is not None and efficiency > TOLERANCE
+    return missed + 1.0 - evaluation.accuracy + config.efficiency_weight * efficiency
 
 
 def rank(epoch: EpochLog) -> tuple[float, int]:

@@ -4,6 +4,7 @@ N clips, C channels, T frames, H height, W width.
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from vared2_fx.layers import Decision, fixed_decisions
 from vared2_fx.packing import packer
 from vared2_fx.passes.rewrite import regions
 from vared2_fx.policy.statistics import dense_macs
+from vared2_fx.train.blend import mixed
 from vared2_fx.train.distill import Teacher, distillation_loss
 from vared2_fx.train.evaluate import check_scores
 from vared2_fx.train.history import EpochMeter
@@ -63,12 +65,14 @@ class Objective:
         Raises:
             DataError: no labels and no teacher, or labels that do not fit.
         """
-        video, labelled = batch.video, batch.labels is not None
+        video, labelled, kept = batch.video, batch.labels is not None, 1.0
         if batch.labels is None and self._teacher is None:
             raise DataError(
                 "finetune: the training clips have no labels. With distill_weight=1 the original network's answers "
                 "take their place."
             )
+        if self._config.mixup:
+            video, kept = mixed(video, self._config.mixup)
         taught = None if self._teacher is None else self._teacher(video)
         labels = batch.labels if batch.labels is not None else taught.argmax(1)  # type: ignore[union-attr]
         joint = self._config.schedule == "joint"
@@ -77,7 +81,7 @@ class Objective:
             with fixed_decisions(choices), self._accelerator.autocast():
                 output, decisions = self._observed(*self._pack(video))
                 check_scores(labels, output)
-                loss = self._task(output.float(), labels if labelled else None, taught)
+                loss = self._task(output.float(), labels if labelled else None, taught, kept)
                 correct, dense = output.argmax(1) == labels, self.dense(video)
                 usage = expected_share(decisions, dense)
                 meter.add(loss.detach(), correct, usage.detach())
@@ -93,10 +97,13 @@ class Objective:
             self._dense[shape] = dense_macs(self._dynamic, self._pack(video))
         return self._dense[shape]
 
-    def _task(self, output: Tensor, labels: Tensor | None, taught: Tensor | None) -> Tensor:
+    def _task(self, output: Tensor, labels: Tensor | None, taught: Tensor | None, kept: float) -> Tensor:
         loss = output.new_zeros(())
         if labels is not None and self._config.schedule == "joint":
-            loss = loss + F.cross_entropy(output, labels, label_smoothing=self._config.label_smoothing)
+            cross_entropy = partial(F.cross_entropy, output, label_smoothing=self._config.label_smoothing)
+            loss = loss + kept * cross_entropy(labels)
+            if kept < 1.0:
+                loss = loss + (1.0 - kept) * cross_entropy(labels.flip(0))
         elif labels is not None:
             loss = loss + forgiving_loss(output, labels)
         if taught is not None:

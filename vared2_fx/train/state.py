@@ -17,7 +17,7 @@ from vared2_fx.errors import CheckpointError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_MAY_CHANGE = {"out", "resume", "progress"}
+_MAY_CHANGE = {"out", "resume", "progress", "tensorboard"}
 
 
 class RunFolder:

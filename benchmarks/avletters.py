@@ -1,0 +1,167 @@
+"""AVLetters: a base network, networks with gates made of it, and what a sceptic would try instead.
+
+    python benchmarks/avletters.py --seeds 0 1 2
+    python benchmarks/avletters.py --table
+
+For each seed a base network is trained, converted and fine-tuned by each recipe asked for; then the controls are, each
+for as long as the slowest recipe took (seconds of processor time). After every step the raw results are written, and
+what is there already is not run again. Splits are in `avletters_parts/clips.py`; the data is not part of this project.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from avletters_parts.clips import Loader, data_file, read_parts
+from avletters_parts.controls import Controls
+from avletters_parts.learned import Recipe, run_recipe
+from avletters_parts.networks import NAMES, make_network
+from avletters_parts.table import table
+from avletters_parts.training import top1, train
+from common import RESULTS, machine
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import vared2_fx as vr
+from vared2_fx.policy.statistics import dense_macs
+
+_STATIC = {"uniform R = 2": (2, 1.0), "uniform r = 1/2": (1, 0.5)}
+
+
+class Steps:
+    """Results by seed and step, on disk after every one."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        """Go on with `path`, which has to have been made with the same settings."""
+        self._path = path
+        self.document: dict[str, Any] = {"machine": machine(), "settings": settings, "seeds": {}}
+        if path.exists():
+            self.document = json.loads(path.read_text())
+            if self.document["settings"] != settings:
+                raise SystemExit(f"{path} has other settings, {self.document['settings']}; give another --out.")
+
+    def once(self, seed: int, name: str, step: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The result of a step, which runs where it is not known yet."""
+        known = self.document["seeds"].setdefault(str(seed), {})
+        if name not in known:
+            start = time.perf_counter()
+            known[name] = step()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(json.dumps(self.document, indent=1) + "\n")
+            print(f"seed {seed}: {name}: {time.perf_counter() - start:.0f} s", flush=True)
+        return known[name]
+
+
+def train_base(args: argparse.Namespace, loaders: dict[str, Loader], seed: int, weights: Path) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    base = make_network(args.network, num_classes=args.letters, width=args.width)
+    base = base.to(memory_format=torch.channels_last_3d)
+    seconds = train(base, loaders["train"], epochs=args.base_epochs, lr=args.base_lr)
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in base.state_dict().items()}, weights)
+    clip = next(iter(loaders["test"]))["video"][:1]
+    accuracy = {name: top1(base, loaders[name]) for name in ("val", "test")}
+    return {"top1": accuracy["test"], "val": accuracy["val"], "macs": dense_macs(base, clip), "seconds": seconds}
+
+
+def load_base(args: argparse.Namespace, weights: Path) -> nn.Module:
+    base = make_network(args.network, num_classes=args.letters, width=args.width)
+    base.load_state_dict(load_file(weights))
+    return base.to(memory_format=torch.channels_last_3d).eval()
+
+
+def run_seed(args: argparse.Namespace, steps: Steps, seed: int) -> None:
+    parts = read_parts(seed, args.letters)
+    loaders = {
+        "train": Loader(parts["train"], training=True, seed=seed),
+        "calibrate": Loader(parts["train"], training=True, batch_size=32, seed=seed),
+        "fit": Loader(parts["val"], training=True, copies=args.copies, fixed=True, seed=seed),
+        "val": Loader(parts["val"], batch_size=52),
+        "test": Loader(parts["test"], batch_size=52),
+    }
+    weights = Path(args.work) / f"{args.network}{args.width}_{args.letters}_{args.base_epochs}_{seed}.safetensors"
+    steps.once(seed, "base", lambda: train_base(args, loaders, seed, weights))
+    if not weights.exists():
+        train_base(args, loaders, seed, weights)  # the same again, under the same seed
+    base = load_base(args, weights)
+    config = vr.FinetuneConfig(epochs=args.epochs, lr=args.lr, own_share=args.own_share, seed=seed, progress=False)
+    recipes = recipes_of(args)
+    found = {
+        str(recipe): steps.once(
+            seed, str(recipe), lambda recipe=recipe: run_recipe(base, recipe, loaders, config, args.targets)
+        )
+        for recipe in recipes
+    }
+    if args.no_controls:
+        return
+    run_controls(args, steps, seed, Controls(base, parts, loaders, args.lr, seed), recipes[0], found)
+
+
+def run_controls(
+    args: argparse.Namespace, steps: Steps, seed: int, controls: Controls, recipe: Recipe, found: dict[str, Any]
+) -> None:
+    seconds = max(result["seconds"] for result in found.values())
+    steps.once(seed, "base, fine-tuned as long", lambda: controls.longer(seconds))
+    for name, choice in _STATIC.items():
+        steps.once(seed, name, lambda choice=choice: controls.static(recipe, {"*": choice}, seconds))
+    for target in args.targets:
+        at = f"at {target:g}"
+        layers = found[str(recipe)]["points"][f"{target:g}"]["layers"]
+        average = f"static, each layer's average of {recipe}, {at}"
+        steps.once(seed, average, lambda layers=layers: controls.average(recipe, layers, seconds))
+        steps.once(seed, f"fewer frames, {at}", lambda target=target: controls.fewer_frames(target, seconds))
+        steps.once(seed, f"smaller pictures, {at}", lambda target=target: controls.smaller_pictures(target, seconds))
+
+
+def recipes_of(args: argparse.Namespace) -> list[Recipe]:
+    return [
+        Recipe(granularity=g, gate=gate, schedule=s, calibrated=c == "calibrated", distilled=d == "distilled")
+        for g, gate, s, c, d in product(args.granularity, args.gate, args.schedule, args.start, args.teacher)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    many: dict[str, Any] = {"nargs": "+"}
+    parser.add_argument("--seeds", type=int, default=[0, 1, 2], **many)
+    parser.add_argument("--network", choices=NAMES, default="resnet")
+    parser.add_argument("--width", type=int, default=12, help="channels of the first stage")
+    parser.add_argument("--granularity", choices=("conv", "block", "stage"), default=["block", "conv", "stage"], **many)
+    parser.add_argument("--gate", choices=("softmax", "gumbel"), default=["softmax"], **many)
+    parser.add_argument("--schedule", choices=("variants_first", "joint"), default=["variants_first", "joint"], **many)
+    parser.add_argument("--start", choices=("calibrated", "uncalibrated"), default=["calibrated"], **many)
+    parser.add_argument("--teacher", choices=("distilled", "labels"), default=["distilled"], **many)
+    parser.add_argument("--targets", type=float, default=[0.6], help="shares of the base's multiply-adds", **many)
+    parser.add_argument("--base-epochs", type=int, default=30)
+    parser.add_argument("--base-lr", type=float, default=4e-3)
+    parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning")
+    parser.add_argument("--lr", type=float, default=5e-4, help="of fine-tuning, gates' apart; the controls' too")
+    parser.add_argument("--own-share", type=float, default=0.3, help="see FinetuneConfig")
+    parser.add_argument("--copies", type=int, default=2, help="of each validation clip, for gates fitted to a target")
+    parser.add_argument("--letters", type=int, default=26, help="the first ones only")
+    parser.add_argument("--no-controls", action="store_true")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work", default="runs/avletters", help="folder for the base networks' weights")
+    parser.add_argument("--out", type=Path, default=RESULTS / "avletters.json")
+    parser.add_argument("--table", action="store_true", help="print what is there, and run nothing")
+    args = parser.parse_args()
+    if args.table:
+        print(table(json.loads(args.out.read_text())))
+        return
+    if not data_file().exists():
+        raise SystemExit(f"No {data_file()}: set VARED2_DATA to the folder that holds avletters/.")
+    torch.set_num_threads(args.threads)
+    kept = ("network", "width", "base_epochs", "base_lr", "epochs", "lr", "own_share", "copies", "letters", "threads")
+    steps = Steps(args.out, {key: getattr(args, key) for key in kept})
+    for seed in args.seeds:
+        run_seed(args, steps, seed)
+    print(table(steps.document))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""`vared2 evaluate` on real video files."""
+
+import json
+
+CLIP = ("--frames", "4", "--size", "16")
+VIEWS = ("--clips-per-video", "2", "--crops", "3")
+
+
+def test_views_of_every_video(run, scenes):
+    words = ("evaluate", "mynets:build", "--data", scenes / "val", *CLIP, *VIEWS, "--device", "cpu")
+    document = json.loads(run(*words, "--json").stdout)
+    assert document["num_clips"] == 18 * 6
+    videos = document["videos"]
+    assert (videos["num_videos"], videos["views"]) == (18, 6)
+    assert videos["mean_macs"] == 6 * document["mean_macs"]
+    result = run(*words)
+    assert "18 videos, 6 views each: top-1" in result.stdout
+    assert "108 clips read" in result.stderr
+
+
+def test_converted_networks_and_their_class_names(run, scenes):
+    run("convert", "mynets:build", *CLIP, "--out", "converted")
+    words = ("evaluate", "converted", "--base", "mynets:build", "--data", scenes / "val", "--device", "cpu")
+    document = json.loads(run(*words, "--json").stdout)
+    assert document["num_clips"] == document["videos"]["num_videos"] == 18
+    assert document["mean_macs"] > document["dense_macs"]  # gates are counted
+
+
+def test_mistakes(run, scenes, folder):
+    words = ("evaluate", "mynets:build", *CLIP, "--device", "cpu")
+    assert "no such folder" in run(*words, "--data", "nowhere", code=2).stderr
+    (folder / "two.txt").write_text("a\nb\n")
+    result = run(*words, "--data", scenes / "val", "--classes", "two.txt", code=2)
+    assert "is not one of the 2 classes" in result.stderr

@@ -1,0 +1,129 @@
+"""The command `evaluate`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vared2_fx.cli.inputs import clip_config
+from vared2_fx.cli.networks import CLASSES_FILE, num_classes_of, open_network, place
+from vared2_fx.cli.options import (
+    Base,
+    BatchSize,
+    Classes,
+    Device,
+    Frames,
+    Json,
+    NetworkOrFolder,
+    NumClasses,
+    Pretrained,
+    SamplingRate,
+    Size,
+    Weights,
+    Workers,
+)
+from vared2_fx.cli.output import say, show, show_json
+from vared2_fx.errors import Vared2Error
+
+if TYPE_CHECKING:
+    from vared2_fx.train import Evaluation
+
+PERCENTILES = (5, 25, 50, 75, 95)
+_CLIPS = "Clips"
+
+
+def evaluate(
+    network: NetworkOrFolder,
+    data: Annotated[
+        Path,
+        typer.Option(metavar="PATH", help="Videos: a folder per class, or a CSV of `path,label`.", show_default=False),
+    ],
+    clips_per_video: Annotated[
+        int, typer.Option(min=1, metavar="K", help="Clips of each video, spread evenly.", rich_help_panel=_CLIPS)
+    ] = 1,
+    crops: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Crops of each clip, along the longer side.", rich_help_panel=_CLIPS),
+    ] = 1,
+    pretrained: Pretrained = False,
+    weights: Weights = None,
+    num_classes: NumClasses = None,
+    base: Base = None,
+    frames: Frames = None,
+    size: Size = None,
+    sampling_rate: SamplingRate = None,
+    classes: Classes = None,
+    batch_size: BatchSize = 8,
+    workers: Workers = 0,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Accuracy and multiply-adds of a network, converted or not, per clip and per video.
+
+    A video's answer is the mean of its clips' probabilities, and it costs what all of them cost.
+
+    Examples:
+    * `vared2 evaluate runs/x3d_s/best --data clips/val`
+
+    * `vared2 evaluate runs/x3d_s/best --data val.csv --clips-per-video 10 --crops 3`  (30 views, as papers have them)
+    """
+    if not data.exists():
+        raise Vared2Error(f"--data {data}: there is no such folder or file.")
+    opened = open_network(network, pretrained=pretrained, weights=weights, num_classes=num_classes, base=base)
+    for note in opened.notes:
+        say(f"note: {note}")
+    from vared2_fx.data import make_loader
+    from vared2_fx.train import evaluate as evaluate_network
+
+    own = Path(network, CLASSES_FILE)
+    loader = make_loader(
+        data,
+        clip_config(opened, frames=frames, size=size, sampling_rate=sampling_rate),
+        batch_size=batch_size,
+        num_workers=workers,
+        clips_per_video=clips_per_video,
+        crops_per_clip=crops,
+        classes=classes or (own if own.is_file() else None),
+    )
+    known, found = num_classes_of(opened), len(loader.listing.classes)
+    if known is not None and known != found:
+        raise Vared2Error(
+            f"{network} answers with {known} classes, but --data has {found}. Name the network's with --classes FILE."
+        )
+    place(opened.model, device)
+    evaluation = evaluate_network(opened.model, loader)
+    say(f"clips: {loader.log}")
+    if json:
+        show_json(document(evaluation))
+        return
+    show(str(evaluation))
+
+
+def document(evaluation: "Evaluation") -> dict[str, Any]:
+    """An evaluation in numbers, as `--json` prints it."""
+    videos = evaluation.videos
+    of_videos = {
+        "num_videos": len(videos),
+        "views": max((video.views for video in videos), default=0),
+        "accuracy": evaluation.video_accuracy,
+        "top5": evaluation.video_top5,
+        "mean_macs": evaluation.macs_per_video,
+        "min_macs": min((video.macs for video in videos), default=0),
+        "max_macs": max((video.macs for video in videos), default=0),
+    }
+    return {
+        "accuracy": evaluation.accuracy,
+        "agreement": evaluation.agreement,
+        "top5": evaluation.top5,
+        "percentiles": {str(p): evaluation.percentile(p) for p in PERCENTILES},
+        "by_class": {str(label): asdict(cost) for label, cost in evaluation.by_class().items()},
+        "loss": evaluation.loss,
+        "num_clips": len(evaluation.clips),
+        "dense_macs": evaluation.dense_macs,
+        "mean_macs": evaluation.mean_macs,
+        "min_macs": evaluation.min_macs,
+        "max_macs": evaluation.max_macs,
+        "share": evaluation.share,
+        "videos": of_videos if videos else None,
+    }
