@@ -1,6 +1,4 @@
-"""Run an exported bundle: numpy and the engine, nothing else of this package, no torch; PyAV where files are videos.
-
-A copy of this file lies in each bundle: `python bundle/runtime.py bundle video.mp4` needs no installed package.
+"""How clips take routes, in numpy: needs nothing else of this package, and no torch.
 
 N clips, K routes, cheapest first; the last computes everything. C channels, T frames, H height, W width.
 """
@@ -72,3 +70,15 @@ def route_batch(
 def largest_softmax(scores: Floats) -> Floats:
     """Class scores (N, classes) → the largest probability of each row, (N,)."""
     return np.asarray(1 / np.exp(scores - scores.max(1, keepdims=True), dtype=np.float64).sum(1))
+
+
+def chunks(count: int, sizes: Sequence[int]) -> list[slice]:
+    """Cut `count` clips into parts of the given sizes, the largest first; one part where there are no sizes."""
+    if not sizes:
+        return [slice(0, count)] if count else []
+    parts, start = [], 0
+    while start < count:
+        size = max(size for size in sizes if size <= count - start)
+        parts.append(slice(start, start + size))
+        start += size
+    return parts

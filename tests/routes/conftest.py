@@ -32,3 +32,14 @@ def labels(dynamic, clips):
 @pytest.fixture(scope="package")
 def loader(clips, labels):
     return [(clips[i : i + 10], labels[i : i + 10]) for i in range(0, NUM_CLIPS, 10)]
+
+
+@pytest.fixture(scope="package")
+def routed(dynamic, loader):
+    return vr.train_router(dynamic, vr.find_routes(dynamic, loader), loader, loader, epochs=10)
+
+
+@pytest.fixture(scope="package")
+def deployed(routed):
+    """In onnxruntime; deployed once, as exporting takes its time."""
+    return vr.deploy_routed(routed, "onnx", threads=1)

@@ -16,11 +16,6 @@ from vared2_fx.routes.router import fit_router, make_router
 from vared2_fx.runtime import largest_softmax, route_batch, taken
 
 
-@pytest.fixture(scope="module")
-def routed(dynamic, loader):
-    return vr.train_router(dynamic, vr.find_routes(dynamic, loader), loader, loader, epochs=10)
-
-
 def test_every_clip_gets_its_routes_answer(routed, clips):
     for point in routed.curve:
         got = routed.answer(clips, budget=point.share)

@@ -1,6 +1,7 @@
 """One decision per clip: the few joint choices that gates really take, each a static network, and a router."""
 
 from vared2_fx.routes.curve import Point
+from vared2_fx.routes.deployed import DeployedRoutes, deploy_routed
 from vared2_fx.routes.find import find_routes
 from vared2_fx.routes.found import Assignment, Route, Routes
 from vared2_fx.routes.routed import Routed, RoutedAnswer, RoutedEvaluation
@@ -9,6 +10,7 @@ from vared2_fx.routes.train import train_router
 
 __all__ = [
     "Assignment",
+    "DeployedRoutes",
     "Point",
     "Route",
     "Routed",
@@ -16,6 +18,7 @@ __all__ = [
     "RoutedEvaluation",
     "Router",
     "Routes",
+    "deploy_routed",
     "find_routes",
     "train_router",
 ]

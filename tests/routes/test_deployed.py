@@ -1,0 +1,73 @@
+"""Routes in engines and from many threads."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import vared2_fx as vr
+from vared2_fx.errors import ConvertError, DeployError
+from vared2_fx.runtime import chunks
+
+
+def check_answers(fast, routed, clips) -> None:
+    for point in routed.curve:
+        wanted, got = routed.answer(clips, budget=point.share), fast.answer(clips, point)
+        assert torch.equal(got.routes, wanted.routes)
+        torch.testing.assert_close(got.output, wanted.output, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(got.shares, wanted.shares)
+
+
+def test_an_engine_answers_as_torch_does(deployed, routed, clips):
+    check_answers(deployed, routed, clips)
+    assert str(deployed).startswith("onnx")
+
+
+@pytest.mark.slow
+def test_torch_answers_as_torch_does(routed, clips):
+    check_answers(vr.deploy_routed(routed, "torch", threads=1), routed, clips)
+
+
+def test_buckets_are_cut_into_what_was_compiled():
+    assert [part.stop - part.start for part in chunks(15, (1, 2, 4, 8))] == [8, 4, 2, 1]
+    assert [part.stop - part.start for part in chunks(3, (1,))] == [1, 1, 1]
+    assert chunks(5, ()) == [slice(0, 5)]
+    assert chunks(0, (1,)) == chunks(0, ()) == []
+
+
+@pytest.mark.slow
+def test_openvino_compiles_no_size_that_was_not_chosen(routed, clips):
+    fast = vr.deploy_routed(routed, "openvino", threads=1, sizes=(1, 4))
+    check_answers(fast, routed, clips)
+    before = [set(d.engine._compiled) for d in (*fast.routes, fast.router)]
+    fast(clips[:7])
+    assert [set(d.engine._compiled) for d in (*fast.routes, fast.router)] == before
+
+
+def test_a_target_in_ms_takes_a_point_that_is_fast_enough(deployed):
+    costs = [deployed.expected_ms(point) for point in deployed.curve]
+    assert deployed.point(target_ms=1e9) == deployed.curve[-1]
+    assert deployed.point(target_ms=1e-6) == deployed.curve[costs.index(min(costs))]
+    middle = sorted(costs)[len(costs) // 2]
+    assert deployed.expected_ms(deployed.point(target_ms=middle)) <= middle
+
+
+def test_errors(deployed, routed, clips):
+    with pytest.raises(DeployError, match="these routes take"):
+        deployed(clips[0])
+    with pytest.raises(DeployError, match="float32"):
+        deployed(clips.double())
+    with pytest.raises(DeployError, match="target_ms"):
+        deployed(clips, target_ms=0)
+    with pytest.raises(ConvertError, match="budget"):
+        deployed(clips, budget=-1)
+    with pytest.raises(DeployError, match="1 among them"):
+        vr.deploy_routed(routed, "openvino", sizes=(2, 4))
+
+
+def test_threads_get_the_answers_of_a_single_one(deployed, clips):
+    parts = list(clips.split(5))
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(deployed, parts * 3))
+    for n, answer in enumerate(answers):
+        torch.testing.assert_close(answer, deployed(parts[n % len(parts)]))
