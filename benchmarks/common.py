@@ -52,7 +52,7 @@ def peak_mib() -> float:
 
 def in_own_process(script: str, *args: str) -> dict[str, Any]:
     """Run `script` with `args` in a fresh interpreter; the last line it prints is its JSON answer."""
-    done = subprocess.run([sys.executable, script, *args], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, script, *args], stdout=subprocess.PIPE, text=True, check=True)
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return answer
 

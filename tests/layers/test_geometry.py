@@ -1,5 +1,8 @@
 """Sizes, kept channels and multiply-adds, against torch's own convolution."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -80,3 +83,11 @@ def test_grid_holds_every_choice_once_the_full_one_first():
 def test_geometry_names_the_operation():
     assert str(ConvGeometry.of(CONVS["strided"])) == "Conv3d 4→6 3×2×1 /2×3×1"
     assert str(ConvGeometry.of(CONVS["depthwise"])) == "Conv3d 5→5 3×3×3 groups=5"
+
+
+def test_sizes_from_numpy_are_plain_numbers():
+    """pytorchvideo gives some of its convolutions strides of numpy, and counts made of them go into JSON."""
+    conv = nn.Conv3d(4, 8, 3, stride=tuple(np.array([1, 2, 2])), padding=1)
+    geometry = ConvGeometry.of(conv)
+    assert {type(size) for size in (*geometry.stride, *geometry.kernel_size, *geometry.padding)} == {int}
+    assert json.dumps(geometry.macs((4, 8, 8))) == str(4 * 27 * 8 * 4 * 4 * 4)

@@ -4,10 +4,10 @@ import sys
 
 import pytest
 import torch
+from small import bright_or_dark, config, loaders, small_net, unlabelled
 from torch.utils.data import DataLoader
 
 import vared2_fx as vr
-from tests.train.small import bright_or_dark, config, loaders, small_net, unlabelled
 from vared2_fx.errors import ConvertError, TrainError
 from vared2_fx.layers import DynamicRegion, recomputing
 from vared2_fx.train.blend import mixed

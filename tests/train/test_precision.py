@@ -2,11 +2,11 @@ import logging
 
 import pytest
 import torch
+from small import config, small_net
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import vared2_fx as vr
-from tests.train.small import config, small_net
 from vared2_fx.train.precision import CheckedConvs, relative_errors
 
 

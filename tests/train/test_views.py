@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from small import small_net
 from torch import nn
 
 import vared2_fx as vr
-from tests.train.small import small_net
 
 
 class Scores(nn.Module):

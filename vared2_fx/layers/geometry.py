@@ -161,7 +161,7 @@ def ceil_share(share: float, count: int) -> int:
 
 
 def _size(values: tuple[int, ...]) -> Size:
-    t, h, w = values
+    t, h, w = map(int, values)  # pytorchvideo's are numpy's in places, which JSON does not know
     return t, h, w
 
 
