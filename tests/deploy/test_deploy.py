@@ -41,8 +41,9 @@ def test_in_bf16(engine, made):
         with pytest.raises(DeployError, match=r"onnxruntime has no convolution in bfloat16.*engine='openvino'"):
             made(engine, "bf16")
         return
-    if engine == "openvino" and not openvino_has_bf16():
-        with pytest.raises(DeployError, match="this processor has no bfloat16; take precision='fp32'"):
+    has_bf16 = {"openvino": openvino_has_bf16, "torch": torch.ops.mkldnn._is_mkldnn_bf16_supported}.get(engine)
+    if has_bf16 is not None and not has_bf16():
+        with pytest.raises(DeployError, match=r"no bfloat16; take precision='fp32'|bf16 path needs the cpu support"):
             made(engine, "bf16")
         return
     deployed = made(engine, "bf16")
