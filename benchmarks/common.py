@@ -18,6 +18,7 @@ from vared2_fx.report.environment import processor
 from vared2_fx.turns import in_turns
 
 RESULTS = Path(__file__).parent / "results"
+LAYOUTS = {"channels_last_3d": torch.channels_last_3d, "contiguous": torch.contiguous_format}
 
 
 def machine() -> dict[str, Any]:

@@ -25,7 +25,7 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
-from common import RESULTS, machine
+from common import LAYOUTS, RESULTS, machine
 from torch import Tensor, fx
 
 import vared2_fx as vr
@@ -36,7 +36,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from networks import randomise_norms
 
 NETWORKS = ("x3d_m", "slow_r50", "i3d_r50", "r2plus1d_r50", "csn_r101", "r3d_18")
-LAYOUTS = {"channels_last_3d": torch.channels_last_3d, "contiguous": torch.contiguous_format}
 CHOICES = ((2, 1.0), (4, 1.0), (1, 0.5))
 BATCH = 8
 

@@ -16,14 +16,12 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from common import in_own_process, peak_mib, write
+from common import LAYOUTS, in_own_process, peak_mib, write
 from torch import Tensor, fx, nn
 
 import vared2_fx as vr
 from vared2_fx.layers import FULL, Gate
 from vared2_fx.modes import evaluating
-
-LAYOUTS = {"channels_last_3d": torch.channels_last_3d, "contiguous": torch.contiguous_format}
 
 
 def spread_decisions(dynamic: fx.GraphModule, clips: Tensor) -> None:

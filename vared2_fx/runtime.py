@@ -1,6 +1,6 @@
 """How clips take routes, in numpy: needs nothing else of this package, and no torch.
 
-N clips, K routes, cheapest first; the last computes everything. C channels, T frames, H height, W width.
+N clips, K routes, cheapest first; the last computes everything.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[Any]
+Places = NDArray[np.int64]
 
 
-def taken(keeps: Floats, shares: Sequence[float], price: float) -> NDArray[np.int64]:
+def taken(keeps: Floats, shares: Sequence[float], price: float) -> Places:
     """The route of each clip: int64 (N,).
 
     Args:
@@ -27,42 +28,44 @@ def taken(keeps: Floats, shares: Sequence[float], price: float) -> NDArray[np.in
 
 
 def route_batch(
-    clips: Floats,
+    count: int,
     *,
     price: float,
     confidence: float,
     shares: Sequence[float],
-    score: Callable[[Floats], Floats],
-    run: Callable[[int, Floats], Floats],
-) -> tuple[Floats, NDArray[np.int64], NDArray[np.bool_]]:
+    score: Callable[[], Floats],
+    run: Callable[[int, Places], Floats],
+) -> tuple[Floats, Places, NDArray[np.bool_]]:
     """Answer a batch of clips, each by its route, the clips of one route together.
 
+    The clips themselves stay with the caller, on whatever device they are: only scores come here.
+
     Args:
-        clips: (N, C, T, H, W).
+        count: N ≥ 1.
         price: see `taken`.
         confidence: the full network runs too where the largest softmax value of a cheaper route is below this.
         shares: (K,) multiply-adds of the routes.
-        score: from clips to the router's logits (N, K − 1).
-        run: from a route's number and clips to class scores (N, classes).
+        score: gives the router's logits of all clips, (N, K − 1).
+        run: from a route's number and the places of n clips, int64 (n,), to their class scores (n, classes).
 
     Returns:
         Class scores (N, classes), the route of each clip, and whether the full network ran after it.
     """
     if np.isfinite(price) and len(shares) > 1:
-        first = taken(1 / (1 + np.exp(-np.asarray(score(clips), dtype=np.float64))), shares, price)
+        first = taken(1 / (1 + np.exp(-np.asarray(score(), dtype=np.float64))), shares, price)
     else:
-        first = np.zeros(len(clips), dtype=np.int64)
+        first = np.zeros(count, dtype=np.int64)
     last, outputs = len(shares) - 1, None
-    again = np.zeros(len(clips), dtype=bool)
+    again = np.zeros(count, dtype=bool)
     for route in np.unique(first):
         places = np.flatnonzero(first == route)
-        got = run(int(route), clips[places])
-        outputs = np.empty((len(clips), *got.shape[1:]), got.dtype) if outputs is None else outputs
+        got = run(int(route), places)
+        outputs = np.empty((count, *got.shape[1:]), got.dtype) if outputs is None else outputs
         outputs[places] = got
         if route < last and confidence > 0:
             again[places] = largest_softmax(got) < confidence
     if again.any():
-        outputs[again] = run(last, clips[again])  # type: ignore[index]
+        outputs[again] = run(last, np.flatnonzero(again))  # type: ignore[index]
     assert outputs is not None
     return outputs, first, again
 

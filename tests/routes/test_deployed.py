@@ -10,6 +10,12 @@ from vared2_fx.errors import ConvertError, DeployError
 from vared2_fx.runtime import chunks
 
 
+def test_how_clips_lie_in_memory_makes_no_difference(deployed, routed, clips):
+    other = clips.to(memory_format=torch.channels_last_3d)
+    for network in (deployed, routed):
+        torch.testing.assert_close(network(other), network(clips), rtol=1e-3, atol=1e-4)
+
+
 def check_answers(fast, routed, clips) -> None:
     for point in routed.curve:
         wanted, got = routed.answer(clips, budget=point.share), fast.answer(clips, point)

@@ -48,7 +48,7 @@ def test_a_budget_that_cannot_be_is_refused(routed, clips):
     for budget in (0, -1, math.nan, "60%"):
         with pytest.raises(ConvertError, match="budget"):
             routed(clips, budget=budget)
-    with pytest.raises(DataError, match="these routes are for"):
+    with pytest.raises(DataError, match="these routes take"):
         routed(clips[:, :, :4])
 
 
@@ -112,15 +112,13 @@ def test_prices_move_from_the_full_route_to_the_cheapest():
 
 
 def test_the_full_network_runs_where_a_route_is_not_confident():
-    clips, runs = np.arange(4.0).reshape(4, 1, 1, 1, 1), []
+    runs = []
 
-    def run(route, some):
-        runs.append((route, some.ravel().tolist()))
-        return np.stack([some.ravel() * (1 + 9 * route), np.zeros(len(some))], 1)
+    def run(route, places):
+        runs.append((route, places.tolist()))
+        return np.stack([places * (1.0 + 9 * route), np.zeros(len(places))], 1)
 
-    out, first, again = route_batch(
-        clips, price=math.inf, confidence=0.8, shares=(0.5, 1.0), score=lambda x: 1 / 0, run=run
-    )
+    out, first, again = route_batch(4, price=math.inf, confidence=0.8, shares=(0.5, 1.0), score=lambda: 1 / 0, run=run)
     assert runs == [(0, [0, 1, 2, 3]), (1, [0, 1])]  # σ(1) = 0.73, σ(2) = 0.88
     assert out[:, 0].tolist() == [0, 10, 2, 3]
     assert first.tolist() == [0] * 4

@@ -43,7 +43,7 @@ def test_probabilities_are_averaged_not_votes():
         ("b", 0, 0, 1, 0),
     ]
     assert found.video_accuracy == 1.0
-    assert "2 videos, 3 views each: top-1 100" in str(found)
+    assert "2 videos, up to 3 views each: top-1 100" in str(found)
 
 
 def test_a_video_costs_what_its_clips_cost():

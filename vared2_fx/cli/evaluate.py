@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vared2_fx.cli.inputs import clip_config
-from vared2_fx.cli.networks import CLASSES_FILE, num_classes_of, open_network, place
+from vared2_fx.cli.inputs import check_data, clip_config
+from vared2_fx.cli.networks import classes_file_of, num_classes_of, open_network, place
 from vared2_fx.cli.options import (
     Base,
     BatchSize,
@@ -68,15 +68,13 @@ def evaluate(
 
     * `vared2 evaluate runs/x3d_s/best --data val.csv --clips-per-video 10 --crops 3`  (30 views, as papers have them)
     """
-    if not data.exists():
-        raise Vared2Error(f"--data {data}: there is no such folder or file.")
+    check_data(data)
     opened = open_network(network, pretrained=pretrained, weights=weights, num_classes=num_classes, base=base)
     for note in opened.notes:
         say(f"note: {note}")
     from vared2_fx.data import make_loader
     from vared2_fx.train import evaluate as evaluate_network
 
-    own = Path(network, CLASSES_FILE)
     loader = make_loader(
         data,
         clip_config(opened, frames=frames, size=size, sampling_rate=sampling_rate),
@@ -84,7 +82,7 @@ def evaluate(
         num_workers=workers,
         clips_per_video=clips_per_video,
         crops_per_clip=crops,
-        classes=classes or (own if own.is_file() else None),
+        classes=classes or classes_file_of(network),
     )
     known, found = num_classes_of(opened), len(loader.listing.classes)
     if known is not None and known != found:

@@ -4,6 +4,7 @@ N clips, C channels, T frames, H height, W width.
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,16 @@ from vared2_fx.packing import packer
 
 if TYPE_CHECKING:
     from vared2_fx.data import ClipConfig
+
+
+def check_data(data: Path) -> None:
+    """Find that there is nothing at `--data` before anything takes long.
+
+    Raises:
+        Vared2Error: naming it.
+    """
+    if not data.exists():
+        raise Vared2Error(f"--data {data}: there is no such folder or file.")
 
 
 def example_clip(network: Network, *, frames: int | None, size: int | None) -> Tensor | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vared2_fx import zoo as networks
-from vared2_fx.cli.inputs import clip_config, example_inputs
+from vared2_fx.cli.inputs import check_data, clip_config, example_inputs
 from vared2_fx.cli.networks import Network, open_network
 from vared2_fx.cli.options import (
     CHANNEL_SHARES,
@@ -35,7 +35,6 @@ from vared2_fx.cli.report_forms import Html
 from vared2_fx.config import read_target
 from vared2_fx.convert import conversion
 from vared2_fx.convert import scan as scan_network
-from vared2_fx.errors import Vared2Error
 from vared2_fx.passes.plan import Plan
 from vared2_fx.passes.reach import check_target
 from vared2_fx.progress import waiting
@@ -116,9 +115,9 @@ def scan(
     * `vared2 scan mynets:build --frames 16 --size 112`  (the function `build` in mynets.py, here)
     """
     target = read_target("--target-macs", target_macs)
+    if data is not None:
+        check_data(data)
     opened = open_network(network, pretrained=pretrained, weights=weights, base=base)
-    if data is not None and not data.exists():
-        raise Vared2Error(f"--data {data}: there is no such folder or file.")
     if opened.converted is not None:
         say(f"{network} is converted already; this is how it was done.")
         plan = conversion(opened.converted).plan

@@ -79,6 +79,15 @@ def open_network(
     return Network(model=model, spec=zoo.spec(text), notes=notes)
 
 
+def classes_file_of(network: str) -> Path | None:
+    """The class names that fine-tuning wrote beside a saved network; None where there are none."""
+    path = Path(network, CLASSES_FILE)
+    if not path.is_file():
+        return None
+    say(f"class names from {path}")
+    return path
+
+
 def num_classes_of(network: Network) -> int | None:
     """Length of the network's answer; None where only running it would tell."""
     source = getattr(network.model, "vared2_source", None)

@@ -9,8 +9,8 @@ import typer
 from torch import fx
 from torch.utils._pytree import tree_map_only
 
-from vared2_fx.cli.inputs import clip_config, example_clip, example_inputs
-from vared2_fx.cli.networks import CLASSES_FILE, Network, num_classes_of, open_network, place
+from vared2_fx.cli.inputs import check_data, clip_config, example_clip, example_inputs
+from vared2_fx.cli.networks import Network, classes_file_of, num_classes_of, open_network, place
 from vared2_fx.cli.options import (
     Base,
     BatchSize,
@@ -25,7 +25,6 @@ from vared2_fx.cli.options import (
     Weights,
     Workers,
 )
-from vared2_fx.cli.output import say
 from vared2_fx.cli.report_forms import (
     Against,
     Csv,
@@ -157,7 +156,7 @@ def report(
         clips = _video_clips(video, opened, frames, size, sampling_rate)
     elif data:
         config = clip_config(opened, frames=frames, size=size, sampling_rate=sampling_rate)
-        names = classes or _classes_of(network)
+        names = classes or classes_file_of(network)
         from vared2_fx.data import make_loader
 
         clips = make_loader(
@@ -189,8 +188,8 @@ def _check_paths(videos: list[Path], data: Path | None) -> None:
     for video in videos:
         if not video.is_file():
             raise Vared2Error(f"--video {video}: there is no such file.")
-    if data is not None and not data.exists():
-        raise Vared2Error(f"--data {data}: there is no such folder or file.")
+    if data is not None:
+        check_data(data)
 
 
 def _video_clips(
@@ -214,14 +213,6 @@ def _made_up(network: Network, frames: int | None, size: int | None, notes: list
         )
     notes.append("the clip is made up (noise): what gates decide on it says nothing; give --video or --data.")
     return clip
-
-
-def _classes_of(network: str) -> Path | None:
-    path = Path(network, CLASSES_FILE)
-    if not path.is_file():
-        return None
-    say(f"class names from {path}")
-    return path
 
 
 def _same_classes(network: Network, num_classes: int, notes: list[str]) -> bool:

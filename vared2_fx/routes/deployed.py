@@ -17,8 +17,8 @@ from vared2_fx.errors import DeployError
 from vared2_fx.packing import Pack, packer
 from vared2_fx.passes.deploy.pipeline import Precision
 from vared2_fx.routes.curve import Point, at
-from vared2_fx.routes.routed import Routed, RoutedAnswer, check_budget
-from vared2_fx.runtime import chunks, route_batch
+from vared2_fx.routes.routed import Routed, RoutedAnswer, answer_of, check_budget, clips_at
+from vared2_fx.runtime import Floats, Places, chunks
 from vared2_fx.tables import percent, text_table
 from vared2_fx.turns import in_turns
 
@@ -158,33 +158,21 @@ class DeployedRoutes:
             raise DeployError(f"Clips of {tuple(clips.shape)}; these routes take (N, {wanted}).")
         if clips.dtype != torch.float32 or clips.device.type != "cpu":
             raise DeployError(f"Clips are {clips.dtype} on {clips.device}; they have to be float32 on the processor.")
+        clips = clips.detach()
+
+        def score() -> Floats:
+            assert self.router is not None
+            return np.concatenate([self.router(some).numpy() for some in self._cut(clips)])
+
+        def run(route: int, places: Places) -> Floats:
+            parts = self._cut(clips_at(clips, places))
+            return np.concatenate([self.routes[route](*self.pack(some)).numpy() for some in parts])
+
         point = self.point() if point is None else point
-        output, first, again = route_batch(
-            clips.detach().numpy(),
-            price=point.price,
-            confidence=point.confidence,
-            shares=self.shares,
-            score=self._score,
-            run=self._run,
-        )
-        cost = np.asarray(self.shares)[first] + again * self.shares[-1]
-        return RoutedAnswer(
-            output=torch.from_numpy(output),
-            routes=torch.from_numpy(first),
-            again=torch.from_numpy(again),
-            shares=torch.from_numpy(cost + self.router_share * np.isfinite(point.price)),
-        )
+        return answer_of(len(clips), point, self.shares, self.router_share, score, run)
 
-    def _score(self, clips: Any) -> Any:
-        assert self.router is not None
-        return np.concatenate([self.router(some).numpy() for some in self._cut(clips)])
-
-    def _run(self, route: int, clips: Any) -> Any:
-        return np.concatenate([self.routes[route](*self.pack(some)).numpy() for some in self._cut(clips)])
-
-    def _cut(self, clips: Any) -> Iterator[Tensor]:
-        for part in chunks(len(clips), self.sizes):
-            yield torch.from_numpy(np.ascontiguousarray(clips[part]))
+    def _cut(self, clips: Tensor) -> Iterator[Tensor]:
+        return (clips[part] for part in chunks(len(clips), self.sizes))
 
     def __str__(self) -> str:
         rows = [

@@ -1,7 +1,7 @@
 """A router and its routes as one network in torch: one decision per clip."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from vared2_fx.packing import packer
 from vared2_fx.routes.curve import Kind, Point, at
 from vared2_fx.routes.found import Routes
 from vared2_fx.routes.router import Router
-from vared2_fx.runtime import route_batch
+from vared2_fx.runtime import Floats, Places, route_batch
 from vared2_fx.tables import percent, si, text_table
 
 
@@ -95,44 +95,28 @@ class Routed:
         """Let each clip take its route, the clips of one route together; evaluation mode, no gradients.
 
         Args:
-            clips: (N, C, T, H, W), of the size that the routes were found for.
+            clips: (N, C, T, H, W), N ≥ 1, of the size that the routes were found for. They stay on their device.
             budget: as for `point`.
 
         Raises:
             ConvertError: `budget` is no positive number.
             DataError: clips of another size.
         """
-        point, shares = self.point(budget), self.routes.shares
-        if tuple(clips.shape[1:]) != self.routes.clip_shape:
-            raise DataError(f"Clips of {tuple(clips.shape[1:])}; these routes are for {self.routes.clip_shape}.")
-        pack, device = packer(self.networks[-1]), clips.device
+        if not len(clips) or tuple(clips.shape[1:]) != self.routes.clip_shape:
+            wanted = ", ".join(map(str, self.routes.clip_shape))
+            raise DataError(f"Clips of {tuple(clips.shape)}; these routes take (N, {wanted}), N ≥ 1.")
+        pack = packer(self.networks[-1])
 
-        def run(route: int, some: Any) -> Any:
-            network = self.networks[route]
-            with evaluating(network):
-                scores: Tensor = network(*pack(torch.from_numpy(some).to(device)))
-            return scores.cpu().numpy()
-
-        def score(some: Any) -> Any:
+        def score() -> Floats:
             with evaluating(self.router):
-                return self.router(torch.from_numpy(some).to(device)).cpu().numpy()
+                return np.asarray(self.router(clips).cpu())
 
-        output, first, again = route_batch(
-            clips.detach().cpu().numpy(),
-            price=point.price,
-            confidence=point.confidence,
-            shares=shares,
-            score=score,
-            run=run,
-        )
-        cost = np.asarray(shares)[first] + again * shares[-1]
-        cost += self.router_share * np.isfinite(point.price)
-        return RoutedAnswer(
-            output=torch.from_numpy(output).to(device),
-            routes=torch.from_numpy(first),
-            again=torch.from_numpy(again),
-            shares=torch.from_numpy(cost),
-        )
+        def run(route: int, places: Places) -> Floats:
+            with evaluating(self.networks[route]):
+                return np.asarray(self.networks[route](*pack(clips_at(clips, places))).cpu())
+
+        answer = answer_of(len(clips), self.point(budget), self.routes.shares, self.router_share, score, run)
+        return replace(answer, output=answer.output.to(clips.device))
 
     @property
     def router_share(self) -> float:
@@ -173,6 +157,32 @@ class Routed:
                 f"at the gates' {percent(self.default_budget)} of the MACs: {others}",
             ]
         )
+
+
+def clips_at(clips: Tensor, places: Places) -> Tensor:
+    """The clips at `places`, ascending; `clips` themselves where these are all."""
+    return clips if len(places) == len(clips) else clips[torch.from_numpy(places).to(clips.device)]
+
+
+def answer_of(
+    count: int,
+    point: Point,
+    shares: tuple[float, ...],
+    router_share: float,
+    score: Callable[[], Floats],
+    run: Callable[[int, Places], Floats],
+) -> RoutedAnswer:
+    """Let `count` clips take their routes at an operating point, and count what each costs; see `route_batch`."""
+    output, first, again = route_batch(
+        count, price=point.price, confidence=point.confidence, shares=shares, score=score, run=run
+    )
+    cost = np.asarray(shares)[first] + again * shares[-1] + router_share * np.isfinite(point.price)
+    return RoutedAnswer(
+        output=torch.from_numpy(output),
+        routes=torch.from_numpy(first),
+        again=torch.from_numpy(again),
+        shares=torch.from_numpy(cost),
+    )
 
 
 def check_budget(budget: float) -> float:

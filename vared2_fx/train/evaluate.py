@@ -143,9 +143,9 @@ class Evaluation:
     def _of_videos(self) -> str:
         if len(self.videos) in (0, len(self.clips)):
             return ""
-        spent = [video.macs for video in self.videos]
+        spent, views = [video.macs for video in self.videos], {video.views for video in self.videos}
         return (
-            f"\n{len(self.videos)} videos, {max(video.views for video in self.videos)} views each: "
+            f"\n{len(self.videos)} videos, {'up to ' if len(views) > 1 else ''}{max(views)} views each: "
             f"top-1 {percent(self.video_accuracy)}, top-5 {percent(self.video_top5)}, {si(self.macs_per_video)}MACs "
             f"per video (min {si(min(spent))}, max {si(max(spent))})"
         )

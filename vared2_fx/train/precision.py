@@ -44,7 +44,7 @@ class CheckedConvs(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs, convolve = kwargs or {}, func
+        kwargs = kwargs or {}
         if func is not torch.conv3d:
             return func(*args, **kwargs)
         call: Call = dict(zip(_PARAMETERS, args, strict=False)) | kwargs
@@ -53,7 +53,7 @@ class CheckedConvs(TorchFunctionMode):
             return func(*args, **kwargs)
         with torch.autocast(device, enabled=False):
             exact: Call = {key: value.float() if isinstance(value, Tensor) else value for key, value in call.items()}
-            return convolve(**exact)
+            return func(**exact)
 
     def _is_right(self, func: Callable[..., Tensor], call: Call) -> bool:
         signature = _signature(call)

@@ -15,6 +15,8 @@ from vared2_fx.deploy.program import Program
 from vared2_fx.errors import DeployError
 from vared2_fx.passes.deploy.pipeline import Precision
 
+NO_BF16 = "deploy: this processor has no bfloat16; take precision='fp32'."
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:

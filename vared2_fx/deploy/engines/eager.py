@@ -13,8 +13,9 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 from typing_extensions import Self
 
 from vared2_fx.config import EngineName
-from vared2_fx.deploy.engines.base import Engine, Settings
+from vared2_fx.deploy.engines.base import NO_BF16, Engine, Settings
 from vared2_fx.deploy.program import Program
+from vared2_fx.errors import DeployError
 from vared2_fx.passes.deploy.onednn import onednn_convs
 from vared2_fx.passes.deploy.skipping_convs import skipping_convs
 
@@ -38,7 +39,13 @@ class TorchEngine(Engine):
 
     @classmethod
     def check(cls, settings: Settings) -> None:
-        """Nothing can be missing."""
+        """Look whether it can work.
+
+        Raises:
+            DeployError: oneDNN's convolutions have no bf16 on this processor.
+        """
+        if settings.precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            raise DeployError(NO_BF16)
 
     @classmethod
     def build(cls, program: Program, settings: Settings) -> Self:

@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from vared2_fx.config import EngineName
-from vared2_fx.deploy.engines.base import Engine, Settings, need
+from vared2_fx.deploy.engines.base import NO_BF16, Engine, Settings, need
 from vared2_fx.deploy.program import Program
 from vared2_fx.errors import DeployError
 
@@ -72,7 +72,7 @@ class OpenVinoEngine(Engine):
         """
         able = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if settings.precision == "bf16" and "BF16" not in able:
-            raise DeployError("deploy: this processor has no bfloat16; take precision='fp32'.")
+            raise DeployError(NO_BF16)
 
     @classmethod
     def build(cls, program: Program, settings: Settings) -> Self:
