@@ -243,8 +243,8 @@ class FinetuneConfig:
     """Batches whose gradients are averaged for one update, where memory is too small for as many clips at once."""
 
     gradient_checkpointing: bool = False
-    """Compute what is inside a region again for the gradient in place of keeping it: less memory, about a third more
-    time. Saves most with granularity `block` and `stage`; needs `freeze_norms`, as norms would count batches twice."""
+    """Compute what is inside a region again for the gradient in place of keeping it: less memory, for a second forward
+    pass. Saves most with granularity `block` and `stage`; needs `freeze_norms`, as norms would count batches twice."""
 
     patience: int = 0
     """End after so many epochs without a better one; 0: never before `epochs`. With a target an epoch that meets it

@@ -148,7 +148,7 @@ def finetune(
     clip_grad: Annotated[float, _option("Largest norm of the gradient; 0: any.")] = _DEFAULT.clip_grad,
     accumulate: Annotated[int, _option("Batches for one update.")] = _DEFAULT.accumulate,
     gradient_checkpointing: Annotated[
-        bool, _option("Less memory for about a third more time.")
+        bool, _option("Less memory, for a second forward pass of each region.")
     ] = _DEFAULT.gradient_checkpointing,
     patience: Annotated[int, _option("End after so many epochs without a better one; 0: never.")] = _DEFAULT.patience,
     mixed_precision: Annotated[MixedPrecision, _option("Autocast.")] = MixedPrecision.NO,
