@@ -1,5 +1,6 @@
 """What all tests share: this folder's `networks`, the same examples in every run, a watch over models."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,9 @@ from vared2_fx.data.scenes import generate_scenes
 
 settings.register_profile("same_every_run", deadline=None, derandomize=True, print_blob=False)
 settings.load_profile("same_every_run")
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: each has a processor, and torch one thread
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

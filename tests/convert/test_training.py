@@ -55,7 +55,7 @@ def test_training_moves_the_gates(gate):
     dynamic = vr.convert(tiny_net(), CLIP, ConvertConfig(gate=gate)).train()
     observed = with_decisions(dynamic)
     optimizer = torch.optim.Adam(dynamic.parameters(), lr=0.1)
-    for _ in range(60 if gate == "soft_modulation" else 20):
+    for _ in range(120 if gate == "soft_modulation" else 20):
         optimizer.zero_grad()
         loss = vr.efficiency_loss(observed(CLIP)[1])
         loss.backward()

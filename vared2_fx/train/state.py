@@ -41,6 +41,7 @@ class RunFolder:
             shutil.rmtree(new, ignore_errors=True)
         self._accelerator.wait_for_everyone()
         self._accelerator.save_state(str(new))
+        self._accelerator.wait_for_everyone()  # each process writes a part of it
         if self._accelerator.is_main_process:
             document = {"config": _comparable(self._config), **progress}
             (new / "progress.json").write_text(json.dumps(document))
