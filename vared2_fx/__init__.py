@@ -11,7 +11,7 @@ from vared2_fx.passes.rewrite import with_decisions
 from vared2_fx.policy.autotune import Autotuned, ChoiceTime, autotune
 from vared2_fx.policy.fix import full, policy, specialize, unload
 from vared2_fx.report import Comparison, CompressionReport, RunLog, compare, merge, read_run, report, scan_page
-from vared2_fx.routes import Routed, Routes, deploy_routed, find_routes, train_router
+from vared2_fx.routes import Routed, RouteQueue, Routes, deploy_routed, export_bundle, find_routes, train_router
 from vared2_fx.train import (
     Evaluation,
     FinetuneResult,
@@ -44,6 +44,7 @@ __all__ = [
     "FinetuneResult",
     "Oracle",
     "Redundancy",
+    "RouteQueue",
     "Routed",
     "Routes",
     "RunLog",
@@ -58,6 +59,7 @@ __all__ = [
     "distillation_loss",
     "efficiency_loss",
     "evaluate",
+    "export_bundle",
     "find_routes",
     "finetune",
     "fit_gates",

@@ -16,12 +16,15 @@ QUIET_S = 2.0
 """Nothing is shown before that."""
 
 
-def track(items: Iterable[T], description: str, *, enabled: bool = True) -> Iterator[T]:
-    """Yield `items`; show a bar on stderr once it takes more than two seconds, where stderr is a terminal."""
+def track(items: Iterable[T], description: str, *, total: int | None = None, enabled: bool = True) -> Iterator[T]:
+    """Yield `items`; show a bar on stderr once it takes more than two seconds, where stderr is a terminal.
+
+    `total` is their number, where they do not know it themselves.
+    """
     if not enabled or not sys.stderr.isatty():
         yield from items
         return
-    total = _length(items)
+    total = _length(items) if total is None else total
     progress = Progress(console=Console(stderr=True), transient=True)
     task = progress.add_task(description, total=total)
     started = time.monotonic()

@@ -1,16 +1,56 @@
-"""How clips take routes, in numpy: needs nothing else of this package, and no torch.
+"""Run an exported bundle: needs numpy and the bundle's engine, PyAV where clips come from videos, and no torch.
 
-N clips, K routes, cheapest first; the last computes everything.
+A copy of this file lies in each bundle: `python bundle/runtime.py bundle video.mp4`.
+
+N clips, K routes, cheapest first; the last computes everything. C channels, T frames, H height, W width.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import argparse
+import hashlib
+import heapq
+import importlib
+import json
+import queue
+import re
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+try:
+    import av
+    from av.video.reformatter import VideoReformatter
+except ImportError:  # clips may come from elsewhere
+    av = None  # type: ignore[assignment]
+
+FORMAT_VERSION = 1
+MANIFEST = "bundle.json"
+ENGINES = ("onnx", "openvino")
+SOME_UNREADABLE, USER_ERROR = 4, 2
+"""Exit codes."""
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_KEYS = {
+    *("format_version", "engine", "network", "versions", "classes", "clip_shape", "clip", "routes", "router"),
+    *("curve", "default_budget", "sizes", "files", "sha256"),
+}
+_EARLY_S = 1e-3  # containers round times to as much as a millisecond: 2/30 s is stored as 0.067 in Matroska
+_REORDER = 4  # frames whose time stamps are sorted again; MPEG-4 allows fewer frames of reordering than this
+
 Floats = NDArray[Any]
 Places = NDArray[np.int64]
+
+
+class BundleError(ValueError):
+    """A bundle, or a clip for it, cannot be used; the text says why and what to do."""
 
 
 def taken(keeps: Floats, shares: Sequence[float], price: float) -> Places:
@@ -85,3 +125,523 @@ def chunks(count: int, sizes: Sequence[int]) -> list[slice]:
         parts.append(slice(start, start + size))
         start += size
     return parts
+
+
+class Bundle:
+    """An exported bundle: `Bundle("bundle").answer(clips)`, from as many threads as one likes.
+
+    Every file is read once, compared with its checksum, and handed to the engine as it was read.
+    """
+
+    def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
+        """Read a bundle and let the engine take it over.
+
+        Args:
+            folder: where it was exported to.
+            threads: threads of one call; None leaves that to the engine.
+
+        Raises:
+            BundleError: files are missing, changed, truncated, outside of the folder, or of another version; or the
+                engine is not installed, or cannot read them.
+        """
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+        self.engine = str(self.manifest["engine"])
+        self.classes = [str(name) for name in self.manifest["classes"]]
+        self.clip_shape = tuple(self.manifest["clip_shape"])
+        self.shares = [float(route["share"]) for route in self.manifest["routes"]]
+        self._routes = [self._start(route["files"], threads) for route in self.manifest["routes"]]
+        router = self.manifest["router"]
+        self._router = self._start(router["files"], threads) if router else None
+
+    def point(self, budget: float | None = None) -> dict[str, Any]:
+        """The best operating point with at most `budget` of the original's multiply-adds; below the cheapest, that one.
+
+        Args:
+            budget: None: what the gated network took.
+
+        Raises:
+            BundleError: `budget` is no positive number.
+        """
+        budget = float(self.manifest["default_budget"]) if budget is None else budget
+        if not 0 < budget < float("inf"):
+            raise BundleError(f"budget={budget}; a share of the original's multiply-adds, such as 0.6.")
+        curve = self.manifest["curve"]
+        within = [point for point in curve if point["share"] <= budget + 1e-9]
+        chosen: dict[str, Any] = max(within, key=lambda point: float(point["quality"])) if within else curve[0]
+        return chosen
+
+    def answer(self, clips: Floats, *, budget: float | None = None) -> tuple[Floats, Places, Floats]:
+        """Let each clip take its route.
+
+        Args:
+            clips: float32 (N, C, T, H, W), N ≥ 1, as `read_clip` gives them.
+            budget: as for `point`.
+
+        Returns:
+            Class scores (N, classes); the route that answered each clip (N,); multiply-adds of each clip (N,), as a
+            share of the original's, router included.
+
+        Raises:
+            BundleError: clips of another size or type, or `budget` is no positive number.
+        """
+        clips = np.asarray(clips)
+        if clips.dtype != np.float32 or clips.shape[1:] != self.clip_shape or not len(clips):
+            wanted = ", ".join(map(str, self.clip_shape))
+            raise BundleError(f"Clips of {clips.shape}, {clips.dtype}; these routes take float32 (N, {wanted}).")
+        point = self.point(budget)
+        price = float("inf") if point["price"] is None else float(point["price"])
+
+        def score() -> Floats:
+            assert self._router is not None
+            return self._cut(self._router, clips)
+
+        scores, first, again = route_batch(
+            len(clips),
+            price=price,
+            confidence=float(point["confidence"]),
+            shares=self.shares,
+            score=score,
+            run=lambda route, places: self._cut(self._routes[route], clips[places]),
+        )
+        cost = np.asarray(self.shares)[first] + again * self.shares[-1]
+        if np.isfinite(price) and self._router is not None:
+            cost = cost + float(self.manifest["router"]["share"])
+        return scores, np.where(again, len(self.shares) - 1, first), cost
+
+    def read_clip(self, path: str | Path) -> Floats:
+        """The clip in the middle of a video, as the network was made for: float32 (1, 3, T, crop, crop).
+
+        Raises:
+            BundleError: the file is missing, is no video, or nothing of it can be decoded.
+        """
+        clip = self.manifest["clip"]
+        with Video(path) as video:
+            start_s = max(0.0, (video.duration_s - clip["duration_s"]) / 2)
+            frames, _ = video.pictures_at([start_s + offset for offset in clip["offsets_s"]])
+        pictures = resized_centre(frames, clip["short_side"], clip["crop"])
+        values = (pictures.astype(np.float32) / 255 - np.float32(clip["mean"])) / np.float32(clip["std"])
+        return np.ascontiguousarray(values.transpose(3, 0, 1, 2)[None], dtype=np.float32)
+
+    def _cut(self, run: Callable[[Floats], Floats], clips: Floats) -> Floats:
+        parts = chunks(len(clips), self.manifest["sizes"])
+        return np.concatenate([run(np.ascontiguousarray(clips[part])) for part in parts])
+
+    def _start(self, names: Sequence[str], threads: int | None) -> Callable[[Floats], Floats]:
+        data = [self._read(name) for name in names]
+        try:
+            return {"onnx": _onnx, "openvino": _openvino}[self.engine](data, threads)
+        except BundleError:
+            raise
+        except Exception as exc:
+            made = ", ".join(f"{name} {number}" for name, number in self.manifest["versions"].items())
+            raise BundleError(
+                f"{self.folder}: {self.engine} cannot read {names[0]} ({type(exc).__name__}: "
+                f"{str(exc).strip()[:200]}). It was made with {made}."
+            ) from exc
+
+    def _read(self, name: str) -> bytes:
+        path = inside(self.folder, name)
+        try:
+            data = path.read_bytes()
+        except OSError as exc:
+            raise BundleError(f"{path} cannot be read: {exc.strerror or exc}. Export the bundle again.") from exc
+        if hashlib.sha256(data).hexdigest() != self.manifest["files"].get(name):
+            raise BundleError(f"{path} was changed after it was exported, or is damaged: its SHA-256 is another.")
+        return data
+
+
+def inside(folder: Path, name: Any) -> Path:
+    """The file `name` of a bundle.
+
+    Raises:
+        BundleError: it would lie elsewhere.
+    """
+    if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
+        raise BundleError(f"{folder}: the manifest names the file {name!r:.80}, which is no plain name in the bundle.")
+    path = folder / name
+    if path.is_symlink():
+        raise BundleError(f"{path} is a link; a bundle's files lie in the bundle.")
+    return path
+
+
+def digest(document: dict[str, Any]) -> str:
+    """SHA-256 of a JSON document, however it is laid out."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read and check a bundle's manifest.
+
+    Raises:
+        BundleError: it is missing, damaged, of another version, or names files outside of the bundle.
+    """
+    path = folder / MANIFEST
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise BundleError(f"{path} cannot be read: {exc.strerror or exc}. Is {folder} an exported bundle?") from exc
+    except (ValueError, RecursionError) as exc:
+        raise BundleError(f"{path} is no valid JSON ({exc}); the file is damaged.") from exc
+    version = document.get("format_version") if isinstance(document, dict) else None
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise BundleError(
+            f"{path} has format version {version!r}, this runtime reads {FORMAT_VERSION}; take the runtime.py in the "
+            "bundle, or export it again."
+        )
+    if document.pop("sha256", None) != digest(document) or _KEYS - document.keys() != {"sha256"}:
+        raise BundleError(f"{path} was changed after it was written, or is damaged: its checksum is another.")
+    if document["engine"] not in ENGINES:
+        raise BundleError(f"{path}: engine {document['engine']!r:.40} is none of {', '.join(ENGINES)}.")
+    named = [name for part in [*document["routes"], document["router"]] if part for name in part["files"]]
+    for name in [*document["files"], *named]:
+        inside(folder, name)
+    return dict(document)
+
+
+def _need(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as exc:
+        raise BundleError(f"{package} cannot be imported ({exc}): pip install {package}") from exc
+
+
+def _onnx(files: list[bytes], threads: int | None) -> Callable[[Floats], Floats]:
+    runtime = _need("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads or 0, 3
+    session = runtime.InferenceSession(files[0], options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda clips: np.asarray(session.run(None, {name: clips})[0])
+
+
+_CORES: list[Any] = []
+
+
+def _openvino(files: list[bytes], threads: int | None) -> Callable[[Floats], Floats]:
+    openvino = _need("openvino")
+    if not _CORES:  # one for the process: the plugin's signal stack goes with the core
+        _CORES.append(openvino.Core())
+    xml, weights = files
+    model = _CORES[0].read_model(xml, weights)
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    if threads:
+        config["INFERENCE_NUM_THREADS"] = threads
+    compiled: dict[int, Any] = {}
+    idle: dict[int, queue.SimpleQueue[Any]] = {}
+    compiling = threading.Lock()
+
+    def run(clips: Floats) -> Floats:
+        size = len(clips)
+        with compiling:
+            if size not in compiled:
+                own = model.clone()
+                own.reshape(list(clips.shape))
+                idle[size] = queue.SimpleQueue()
+                compiled[size] = _CORES[0].compile_model(own, "CPU", config)
+        try:
+            request = idle[size].get_nowait()
+        except queue.Empty:
+            request = compiled[size].create_infer_request()
+        try:
+            return np.array(request.infer([clips])[0])
+        finally:
+            idle[size].put(request)
+
+    return run
+
+
+def resized_centre(frames: NDArray[np.uint8], short_side: int, crop: int) -> NDArray[np.uint8]:
+    """Scale the shorter side to `short_side` (bilinear, smoothed) and cut the centre out.
+
+    From (T, H, W, 3) to (T, crop, crop, 3), within one grey level of what torchvision's `Resize` gives.
+    """
+    height, width = frames.shape[1:3]
+    short = min(height, width)
+    rows = _weights(height, int(short_side * height / short), crop)
+    columns = _weights(width, int(short_side * width / short), crop)
+    out = np.empty((len(frames), crop, crop, 3), np.uint8)
+    for t, frame in enumerate(frames):
+        tall = np.tensordot(rows, frame.astype(np.float32), axes=(1, 0))
+        both = np.tensordot(tall, columns, axes=(1, 1)).transpose(0, 2, 1)
+        out[t] = np.clip(np.rint(both), 0, 255)
+    return out
+
+
+def _weights(size: int, scaled: int, crop: int) -> NDArray[np.float32]:
+    """From `size` pixels to the central `crop` of `scaled`: (crop, size); each row a triangle over what it averages."""
+    scale = size / scaled
+    first = round((scaled - crop) / 2)
+    centres = scale * (np.arange(first, first + crop) + 0.5)
+    distance = np.abs(np.arange(size) + 0.5 - centres[:, None]) / max(1.0, scale)
+    weights = np.maximum(0.0, 1.0 - distance)
+    return np.asarray(weights / weights.sum(1, keepdims=True), dtype=np.float32)
+
+
+SomeVideo = TypeVar("SomeVideo", bound="Video")
+
+
+class Video:
+    """An open video file, of which only the frames of a clip are held.
+
+    Args:
+        path: the file.
+
+    Raises:
+        BundleError: the file is missing, not a video, or has no video stream; or PyAV is not installed.
+    """
+
+    error: type[Exception] = BundleError
+    """What is raised."""
+
+    def __init__(self, path: str | Path) -> None:
+        if av is None:
+            raise BundleError("To read videos PyAV is needed: pip install av")
+        self.path = str(path)
+        if not Path(path).is_file():
+            raise self.error(f"`{path}` does not exist. Check the path.")
+        try:
+            self._container = av.open(self.path)
+        except (av.FFmpegError, OSError) as error:
+            raise self.error(
+                f"`{path}` is not a readable video ({_reason(error)}). Play it to see whether it is damaged."
+            ) from error
+        try:
+            if not self._container.streams.video:
+                raise self.error(f"`{path}` has no video stream. Give a file with pictures in it.")
+            self._stream = self._container.streams.video[0]
+            self._start_s = float((self._stream.start_time or 0) * self._time_base)
+            self.duration_s = self._find_duration()
+        except BaseException:
+            self._container.close()
+            raise
+
+    @property
+    def fps(self) -> float:
+        """Mean frame rate, in frames per second; 25 where the file does not say."""
+        return float(self._stream.average_rate or self._stream.guessed_rate or 25)
+
+    def pictures_at(self, times_s: Sequence[float]) -> tuple[NDArray[np.uint8], int]:
+        """Decode the picture that is on screen at each time.
+
+        Args:
+            times_s: ascending, in seconds from the beginning of the video. After the end, and where the
+                decoder fails, the last picture before stays on screen.
+
+        Returns:
+            (T, H, W, 3) uint8 RGB, upright as the file says (phones store a rotation), and how many of the T times lie
+            after the end of the last decoded frame.
+
+        Raises:
+            BundleError: nothing can be decoded there.
+        """
+        shown, end_s = self._shown_at(times_s, seek=True)
+        if shown[0] is None and times_s[0] > 0:  # the seek went too far: decode from the beginning
+            shown, end_s = self._shown_at(times_s, seek=False)
+        first = next((frame for frame in shown if frame is not None), None)
+        if first is None:
+            raise self.error(
+                f"`{self.path}`: no frame can be decoded between {times_s[0]:.2f} s and {times_s[-1]:.2f} s. "
+                "Play it to see whether it is damaged."
+            )
+        to_rgb = VideoReformatter()  # shared: to set it up takes longer than to convert a small frame
+        pictures: list[NDArray[Any]] = []
+        for i, frame in enumerate(shown):
+            if i and frame is shown[i - 1]:
+                pictures.append(pictures[-1])
+            else:  # one size for all: a stream may change its own half way
+                rgb = to_rgb.reformat(frame or first, first.width, first.height, format="rgb24")
+                pictures.append(rgb.to_ndarray())
+        num_missing = sum(time > end_s - _EARLY_S for time in times_s)
+        return np.rot90(np.stack(pictures), round(first.rotation / 90), axes=(1, 2)), num_missing
+
+    def close(self) -> None:
+        """Close the file."""
+        self._container.close()
+
+    def __enter__(self: SomeVideo) -> SomeVideo:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _time_base(self) -> Fraction:
+        return self._stream.time_base or Fraction(1, 1000)
+
+    def _find_duration(self) -> float:
+        """Take the duration from the stream, else from the container, else from the packets, in seconds."""
+        if self._stream.duration:
+            return float(self._stream.duration * self._time_base)
+        if self._container.duration:
+            return self._container.duration / av.time_base
+        end = 0
+        try:
+            for packet in self._container.demux(self._stream):
+                if packet.pts is not None:
+                    end = max(end, packet.pts + (packet.duration or 0))
+        except av.FFmpegError:
+            pass  # a broken tail: the packets before it count
+        return max(float(end * self._time_base) - self._start_s, 0.0)
+
+    def _shown_at(self, times_s: Sequence[float], *, seek: bool) -> tuple[list[Any], float]:
+        """Find the frame on screen at each time, None before the first; and when the last one ends, in s."""
+        shown: list[Any] = [None] * len(times_s)
+        end_s = -1.0
+        next_time = 0
+        last = None
+        for start_s, frame in self._decode_from(times_s[0] if seek else 0.0):
+            while next_time < len(times_s) and times_s[next_time] < start_s - _EARLY_S:
+                shown[next_time] = last
+                next_time += 1
+            last = frame
+            end_s = start_s + max(float((frame.duration or 0) * self._time_base), 1.0 / self.fps)
+            if next_time == len(times_s):
+                break
+        shown[next_time:] = [last] * (len(times_s) - next_time)
+        return shown, end_s
+
+    def _decode_from(self, time_s: float) -> Iterator[tuple[float, Any]]:
+        """Decode on from the key frame before `time_s`: (start in seconds, frame) in the order of showing.
+
+        Decoders give frames in the right order, but not always with the right time stamps (AVI stores only
+        the order of decoding): so the stamps are sorted, and the frames are not.
+        """
+        starts: list[float] = []
+        frames: deque[Any] = deque()
+        last_s = -1.0 / self.fps
+        for frame in self._decode_raw(time_s):
+            last_s = last_s + 1.0 / self.fps if frame.pts is None else float(frame.pts * self._time_base)
+            heapq.heappush(starts, last_s - self._start_s)
+            frames.append(frame)
+            if len(frames) > _REORDER:
+                yield heapq.heappop(starts), frames.popleft()
+        while frames:
+            yield heapq.heappop(starts), frames.popleft()
+
+    def _decode_raw(self, time_s: float) -> Iterator[Any]:
+        try:
+            target = int((time_s + self._start_s) / self._time_base)
+            self._container.seek(target, stream=self._stream, backward=True)
+        except av.FFmpegError:  # cannot seek: begin again
+            self._container.close()
+            self._container = av.open(self.path)
+            self._stream = self._container.streams.video[0]
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets)
+            except (StopIteration, av.FFmpegError):
+                return
+            try:
+                yield from packet.decode()
+            except av.FFmpegError:
+                continue  # one broken packet; what can be decoded after it counts
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
+
+
+def predict(
+    bundle: Bundle, paths: Sequence[str | Path], *, budget: float | None = None, batch: int = 1, readers: int = 2
+) -> Iterator[dict[str, Any]]:
+    """Answer videos, in their order, while the next ones are decoded.
+
+    Args:
+        bundle: answers.
+        paths: of the videos; one clip of each, from its middle.
+        budget: as for `Bundle.point`.
+        batch: clips that are answered together, sorted by route.
+        readers: threads that decode.
+
+    Yields:
+        For each video a dict of "video" (its path), "class" (name, or None where the bundle names none), "label" (the
+        class's number), "probability" (softmax), "route" (0 is the cheapest), "macs" (share of the original's
+        multiply-adds, router included), "ms" (time in the engine, of its batch divided by the clips in it) and
+        "read_ms"; or of "video" and "error", if it cannot be read.
+    """
+    bundle.point(budget)  # what is wrong with it comes before any work
+    ahead = 2 * batch + readers
+    with ThreadPoolExecutor(readers) as pool:
+        waiting: deque[tuple[str, Future[tuple[Floats, float]]]] = deque()
+        rest = iter(paths)
+        try:
+            while True:
+                while len(waiting) < ahead and (path := next(rest, None)) is not None:
+                    waiting.append((str(path), pool.submit(_timed_clip, bundle, path)))
+                if not waiting:
+                    return
+                yield from _answers(bundle, [waiting.popleft() for _ in range(min(batch, len(waiting)))], budget)
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _timed_clip(bundle: Bundle, path: str | Path) -> tuple[Floats, float]:
+    start = time.perf_counter()
+    clip = bundle.read_clip(path)
+    return clip, 1e3 * (time.perf_counter() - start)
+
+
+def _answers(
+    bundle: Bundle, batch: "list[tuple[str, Future[tuple[Floats, float]]]]", budget: float | None
+) -> Iterator[dict[str, Any]]:
+    lines: list[dict[str, Any]] = [{"video": path} for path, _ in batch]
+    read: list[tuple[dict[str, Any], Floats]] = []
+    for line, (path, future) in zip(lines, batch, strict=True):
+        try:
+            clip, line["read_ms"] = future.result()
+            read.append((line, clip))
+        except BundleError as exc:
+            line["error"] = str(exc)
+        except Exception as exc:  # whatever a damaged file brings about in a decoder
+            line["error"] = f"`{path}`: {type(exc).__name__}: {exc}"
+    if read:
+        start = time.perf_counter()
+        scores, routes, costs = bundle.answer(np.concatenate([clip for _, clip in read]), budget=budget)
+        ms = 1e3 * (time.perf_counter() - start) / len(read)
+        labels, chances = scores.argmax(1), largest_softmax(scores)
+        for n, (line, _) in enumerate(read):
+            label = int(labels[n])
+            name = bundle.classes[label] if label < len(bundle.classes) else None
+            line |= {"class": name, "label": label, "probability": round(float(chances[n]), 6)}
+            line |= {"route": int(routes[n]), "macs": round(float(costs[n]), 6), "ms": round(ms, 3)}
+            line["read_ms"] = round(line["read_ms"], 3)
+    yield from lines
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """`runtime.py BUNDLE VIDEO …`: a line of JSON per video on stdout, what went wrong on stderr.
+
+    Returns:
+        The exit code: 0; 2: the bundle or the command line is wrong; 4: videos that could not be read were passed over.
+    """
+    parser = argparse.ArgumentParser(prog="runtime.py", description="Answer videos with an exported bundle.")
+    parser.add_argument("bundle", help="folder of the bundle")
+    parser.add_argument("videos", nargs="+", metavar="VIDEO")
+    parser.add_argument("--budget", type=float, help="mean share of the original's multiply-adds, such as 0.6")
+    parser.add_argument("--batch", type=int, default=1, help="clips that are answered together (default 1)")
+    parser.add_argument("--threads", type=int, help="threads of the engine")
+    given = parser.parse_args(words)
+    if given.batch < 1 or (given.threads is not None and given.threads < 1):
+        parser.error("--batch and --threads are at least 1")
+    unread = 0
+    try:
+        bundle = Bundle(given.bundle, threads=given.threads)
+        for line in predict(bundle, given.videos, budget=given.budget, batch=given.batch):
+            print(json.dumps(line), flush=True)
+            unread += "error" in line
+    except BundleError as exc:
+        print(f"runtime.py: {exc}", file=sys.stderr)
+        return USER_ERROR
+    if unread:
+        print(f"runtime.py: {unread} of {len(given.videos)} videos could not be read", file=sys.stderr)
+    return SOME_UNREADABLE if unread else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,8 +7,10 @@ from vared2_fx.cli.bench import bench
 from vared2_fx.cli.convert import convert
 from vared2_fx.cli.demo import demo
 from vared2_fx.cli.evaluate import evaluate
+from vared2_fx.cli.export import export
 from vared2_fx.cli.finetune import finetune
 from vared2_fx.cli.look import scan, zoo
+from vared2_fx.cli.predict import predict
 from vared2_fx.cli.report import report
 
 __all__ = ["app", "main"]
@@ -24,7 +26,7 @@ def _make_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     program.callback()(vared2)
-    for command in (zoo, scan, convert, finetune, evaluate, report, bench, demo):
+    for command in (zoo, scan, convert, finetune, evaluate, report, bench, export, predict, demo):
         program.command()(command)
     return program
 

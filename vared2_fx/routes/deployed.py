@@ -120,6 +120,18 @@ class DeployedRoutes:
         routes = sum(part * ms for part, ms in zip(point.mix, self.route_ms, strict=True))
         return routes + (self.router_ms if np.isfinite(point.price) else 0.0)
 
+    def longest_ms(self, point: Point) -> float:
+        """The longest time that a clip can take at an operating point, in milliseconds, from the same times."""
+        taken = [ms for part, ms in zip(point.mix, self.route_ms, strict=True) if part > 0]
+        again = self.route_ms[-1] if point.confidence > 0 and point.mix[-1] > 0 else 0.0
+        return max(taken) + again + (self.router_ms if np.isfinite(point.price) else 0.0)
+
+    def ms_of(self, answer: RoutedAnswer, point: Point) -> float:
+        """How long the clips of an answer take one after the other, in milliseconds, from the same times."""
+        router = self.router_ms if np.isfinite(point.price) else 0.0
+        routes: float = sum(self.route_ms[route] for route in answer.routes.tolist())
+        return routes + int(answer.again.sum()) * self.route_ms[-1] + len(answer.routes) * router
+
     def point(self, *, budget: float | None = None, target_ms: float | None = None) -> Point:
         """The best operating point within both limits; below the cheapest, that one.
 

@@ -1,0 +1,52 @@
+"""`vared2 export` and `vared2 predict`."""
+
+import json
+
+import pytest
+import torch
+from networks import randomise_gates
+
+import vared2_fx as vr
+
+OPTIONS = ("--batch-size", "6", "--routes", "3", "--threads", "1")
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """The demo's network, its gates at random."""
+    folder = tmp_path_factory.mktemp("nets") / "converted"
+    torch.manual_seed(0)
+    config = vr.ConvertConfig(granularity="block", channel_shares=(1.0,), frame_strides=(1, 2))
+    network = vr.convert(vr.zoo.load("vared2_demo", pretrained=True), config=config)
+    vr.save(randomise_gates(network, vr.zoo.spec("vared2_demo").example_inputs(9)), folder)
+    return folder
+
+
+@pytest.fixture
+def bundle(run, converted, scenes, tmp_path):
+    data = ("--train", scenes / "train", "--val", scenes / "val")
+    result = run("export", converted, *data, "--out", tmp_path / "bundle", *OPTIONS, "--json")
+    document = json.loads(result.stdout)
+    assert document["engine"] == "onnx"
+    assert document["curve"][-1]["quality"] >= document["curve"][0]["quality"]
+    return tmp_path / "bundle"
+
+
+def test_from_a_network_to_answers(run, bundle, scenes, tmp_path):
+    result = run("predict", bundle, scenes / "val", "--batch-size", "4", "--threads", "1")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(lines) == 18
+    assert {line["class"] for line in lines} <= {path.name for path in (scenes / "val").iterdir()}
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    result = run("predict", bundle, lines[0]["video"], tmp_path / "broken.mp4", "--budget", "0.5", code=4)
+    assert "1 of 2 videos could not be read" in result.stderr
+    assert "budget=-1" in run("predict", bundle, scenes / "val", "--budget", "-1", code=2).stderr
+
+
+def test_mistakes_are_said(run, converted, scenes, tmp_path):
+    data = ("--train", scenes / "train", "--val", scenes / "val", "--out", tmp_path / "bundle")
+    assert "is not converted" in run("export", "x3d_xs", *data, code=2).stderr
+    assert "a bundle is for onnx or openvino" in run("export", converted, *data, "--engine", "torch", code=2).stderr
+    assert "there is no such folder" in run("export", converted, *data[2:], "--train", "none", code=2).stderr
+    assert "Is none an exported bundle?" in run("predict", "none", scenes / "val", code=2).stderr
+    assert not (tmp_path / "bundle").exists()

@@ -1,0 +1,237 @@
+"""A bundle on disk: what it answers, where it runs, and what is refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+import vared2_fx as vr
+from vared2_fx import runtime
+from vared2_fx.data import ClipConfig, clip_transform, read_clip
+from vared2_fx.data.scenes import generate_scenes
+from vared2_fx.errors import DeployError
+from vared2_fx.runtime import Bundle, BundleError
+
+CLIP = ClipConfig(frames=8, crop=16, short_side=20, sampling_rate=2)
+CLASSES = ("a", "b", "c", "<d>", "e")
+
+
+@pytest.fixture(scope="module")
+def folder(deployed, tmp_path_factory):
+    return vr.export_bundle(deployed, tmp_path_factory.mktemp("routes") / "bundle", clip=CLIP, classes=CLASSES)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    listing = generate_scenes(tmp_path_factory.mktemp("videos"), videos_per_class=1, num_frames=24, size=48, seed=0)
+    return [path for path, _ in listing.videos][:5]
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    """One that may be damaged."""
+    shutil.copytree(folder, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def check_answers(folder, routed, clips):
+    bundle = Bundle(folder, threads=1)
+    for point in routed.curve:
+        scores, routes, costs = bundle.answer(clips.numpy(), budget=point.share)
+        wanted = routed.answer(clips, budget=point.share)
+        np.testing.assert_allclose(scores, wanted.output, rtol=1e-3, atol=1e-4)
+        assert np.array_equal(routes, torch.where(wanted.again, len(routed.networks) - 1, wanted.routes))
+        np.testing.assert_allclose(costs, wanted.shares)
+
+
+def test_it_answers_as_torch_does(folder, routed, clips):
+    check_answers(folder, routed, clips)
+
+
+def test_so_it_does_in_openvino(routed, clips, tmp_path):
+    fast = vr.deploy_routed(routed, "openvino", threads=1, sizes=(1, 2))
+    check_answers(vr.export_bundle(fast, tmp_path / "bundle", clip=CLIP), routed, clips)
+
+
+def test_many_threads_get_the_answers_of_one(folder, clips):
+    bundle, parts = Bundle(folder, threads=1), [part.numpy() for part in clips.split(5)]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda part: bundle.answer(part)[0], parts * 3))
+    for n, answer in enumerate(answers):
+        np.testing.assert_allclose(answer, bundle.answer(parts[n % len(parts)])[0], rtol=1e-5, atol=1e-6)
+
+
+def test_clips_are_those_that_the_network_was_made_for(folder, videos):
+    """Resizing is torchvision's own to a grey level."""
+    for path in videos:
+        ours, wanted = Bundle(folder).read_clip(path), read_clip(path, CLIP).numpy()
+        assert ours.shape == wanted.shape
+        assert ours.flags.c_contiguous
+        assert np.abs(ours - wanted).max() <= 1.01 / 255 / CLIP.std[0]
+
+
+@pytest.mark.parametrize("size", [(40, 56), (56, 40), (20, 31), (16, 16), (13, 90)])
+def test_sizes_are_those_of_torchvision(size):
+    frames = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
+    wanted = clip_transform(CLIP)(torch.from_numpy(frames).permute(0, 3, 1, 2))
+    values = runtime.resized_centre(frames, CLIP.short_side, CLIP.crop).astype(np.float32) / 255
+    ours = (values - CLIP.mean) / CLIP.std
+    assert np.abs(ours - wanted.permute(0, 2, 3, 1).numpy()).max() <= 1.01 / 255 / CLIP.std[0]
+
+
+WITHOUT_TORCH = """
+import runpy, sys
+for name in ("torch", "torchvision", "vared2_fx"):
+    sys.modules[name] = None  # to import it is an error
+sys.argv = ["runtime.py", *sys.argv[1:]]
+runpy.run_path(sys.argv[1] + "/runtime.py", run_name="__main__")
+"""
+
+
+def run_alone(python, folder, *words):
+    words = [python, "-c", WITHOUT_TORCH, str(folder), *map(str, words)]
+    return subprocess.run(words, capture_output=True, text=True, cwd=folder.parent, timeout=120)
+
+
+def check_lines(done, videos, folder):
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["video"] for line in lines] == videos
+    bundle = Bundle(folder)
+    for line in lines:
+        scores, routes, costs = bundle.answer(bundle.read_clip(line["video"]))
+        assert line["label"] == scores.argmax()
+        assert line["class"] == CLASSES[line["label"]]
+        assert (line["route"], line["macs"]) == (routes[0], round(costs[0], 6))
+        assert line["ms"] > 0 < line["read_ms"]
+
+
+def test_it_runs_without_torch_and_without_this_package(folder, videos):
+    done = run_alone(sys.executable, folder, *videos)
+    assert done.returncode == 0, done.stderr
+    check_lines(done, videos, folder)
+
+
+@pytest.mark.slow
+def test_it_runs_in_a_fresh_environment(folder, videos, tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "fresh"], check=True)
+    python = tmp_path / "fresh/bin/python"
+    subprocess.run([python, "-m", "pip", "install", "-q", "numpy", "av", "onnxruntime"], check=True)
+    assert subprocess.run([python, "-c", "import torch"], capture_output=True).returncode != 0
+    done = run_alone(python, folder, *videos)
+    assert done.returncode == 0, done.stderr
+    check_lines(done, videos, folder)
+
+
+def test_what_cannot_be_read_is_passed_over_and_said(folder, videos, tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    done = run_alone(sys.executable, folder, videos[0], tmp_path / "broken.mp4", tmp_path / "none.mp4", videos[1])
+    assert done.returncode == runtime.SOME_UNREADABLE
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert ["error" in line for line in lines] == [False, True, True, False]
+    assert "not a readable video" in lines[1]["error"]
+    assert "2 of 4" in done.stderr
+
+
+def test_a_batch_is_its_clips(folder, videos):
+    bundle = Bundle(folder, threads=1)
+    single, batched = (list(runtime.predict(bundle, videos, batch=n)) for n in (1, 3))
+    for a, b in zip(single, batched, strict=True):
+        assert (a["video"], a["label"], a["route"], a["macs"]) == (b["video"], b["label"], b["route"], b["macs"])
+
+
+def rewritten(folder, **changes):
+    """The manifest with other values, and the checksum that goes with them."""
+    path = folder / runtime.MANIFEST
+    document = json.loads(path.read_text()) | changes
+    document.pop("sha256")
+    path.write_text(json.dumps({**document, "sha256": runtime.digest(document)}))
+
+
+@pytest.mark.parametrize("change", ["truncated", "flipped", "missing", "link"])
+def test_a_damaged_file_is_refused(copy, change):
+    for path in sorted(copy.glob("*.onnx")):
+        data = path.read_bytes()
+        path.unlink()
+        if change == "truncated":
+            path.write_bytes(data[:-1])
+        elif change == "flipped":
+            path.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
+        elif change == "link":
+            (copy.parent / path.name).write_bytes(data)
+            path.symlink_to(copy.parent / path.name)
+        with pytest.raises(BundleError, match=path.name):
+            Bundle(copy)
+        path.unlink(missing_ok=True)
+        path.write_bytes(data)
+    Bundle(copy)
+
+
+def test_a_changed_manifest_is_refused(copy):
+    text = (copy / runtime.MANIFEST).read_text()
+    for changed in (text.replace('"default_budget": ', '"default_budget": 1'), text[:-20], "[]", "{}", ""):
+        (copy / runtime.MANIFEST).write_text(changed)
+        with pytest.raises(BundleError, match=r"bundle\.json"):
+            Bundle(copy)
+    (copy / runtime.MANIFEST).unlink()
+    with pytest.raises(BundleError, match="an exported bundle"):
+        Bundle(copy)
+
+
+def test_another_version_is_said(copy):
+    rewritten(copy, format_version=99)
+    with pytest.raises(BundleError, match="format version 99, this runtime reads 1"):
+        Bundle(copy)
+
+
+@pytest.mark.parametrize("name", ["../secret.onnx", "/etc/passwd", "a/b.onnx", "..", "", "C:\\x", None, 3])
+def test_paths_cannot_leave_the_bundle(copy, name):
+    document = json.loads((copy / runtime.MANIFEST).read_text())
+    route = document["routes"][0] | {"files": [name]}
+    rewritten(copy, routes=[route, *document["routes"][1:]])
+    with pytest.raises(BundleError, match="no plain name in the bundle"):
+        Bundle(copy)
+
+
+def test_what_is_exported_is_there_as_a_whole_or_not_at_all(deployed, folder, tmp_path, monkeypatch):
+    target = tmp_path / "bundle"
+    vr.export_bundle(deployed, target, clip=CLIP)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    monkeypatch.setattr("vared2_fx.routes.bundle._compare", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        vr.export_bundle(deployed, target, clip=CLIP, classes=CLASSES)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    monkeypatch.undo()
+    vr.export_bundle(deployed, target, clip=CLIP, classes=CLASSES)
+    assert Bundle(target).classes == list(CLASSES)
+
+
+def test_errors_come_before_anything_is_written(deployed, routed, tmp_path):
+    wrong = {
+        "clips of": {"clip": ClipConfig(frames=4, crop=16, short_side=20)},
+        "2 names of classes": {"clip": CLIP, "classes": ("a", "b")},
+    }
+    for text, arguments in wrong.items():
+        with pytest.raises(DeployError, match=text):
+            vr.export_bundle(deployed, tmp_path / "bundle", **arguments)
+    with pytest.raises(DeployError, match="deployed for engine 'torch'"):
+        vr.export_bundle(vr.deploy_routed(routed, "torch"), tmp_path / "bundle", clip=CLIP)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    with pytest.raises(DeployError, match="holds what is no bundle"):
+        vr.export_bundle(deployed, tmp_path / "mine", clip=CLIP)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_wrong_clips_and_budgets(folder, clips):
+    bundle = Bundle(folder)
+    for wrong in (clips[0].numpy(), clips.double().numpy(), clips[:0].numpy()):
+        with pytest.raises(BundleError, match="these routes take float32"):
+            bundle.answer(wrong)
+    with pytest.raises(BundleError, match="budget=-1"):
+        bundle.answer(clips.numpy(), budget=-1)

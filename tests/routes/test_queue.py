@@ -1,0 +1,135 @@
+"""Requests from many threads, under load."""
+
+import resource
+import threading
+import time
+
+import pytest
+import torch
+from networks import randomise_gates
+
+import vared2_fx as vr
+from vared2_fx.errors import DeployError
+from vared2_fx.routes import Overloaded, QueueCounts
+
+
+def test_numbers_out_of_range(deployed):
+    for bad in ({"deadline_ms": 0}, {"deadline_ms": 5, "workers": 0}, {"deadline_ms": 5, "max_batch": 1.5}):
+        with pytest.raises(DeployError, match="RouteQueue"):
+            vr.RouteQueue(deployed, **bad)
+
+
+def test_a_queue_answers_as_the_network_does(deployed, clips):
+    with vr.RouteQueue(deployed, deadline_ms=60_000, workers=2, max_batch=4) as queue:
+        answers = [future.result() for future in [queue.submit(clip) for clip in clips]]
+    wanted = deployed.answer(clips)
+    for n, served in enumerate(answers):
+        torch.testing.assert_close(served.output, wanted.output[n], rtol=1e-4, atol=1e-5)
+        assert not served.cheaper
+    assert queue.counts() == QueueCounts(submitted=len(clips), served=len(clips))
+    with pytest.raises(DeployError, match="closed"):
+        queue.submit(clips[0])
+
+
+def test_what_cannot_be_in_time_is_shed_and_counted(deployed, clips):
+    with vr.RouteQueue(deployed, deadline_ms=1e-6) as queue:
+        futures = [queue.submit(clip) for clip in clips]
+        for future in futures:
+            with pytest.raises(Overloaded, match="deadline"):
+                future.result()
+    assert queue.counts() == QueueCounts(submitted=len(clips), shed=len(clips))
+    with vr.RouteQueue(deployed, deadline_ms=1e5, max_queue=1, max_batch=1) as queue:
+        futures = [queue.submit(clip) for clip in clips]
+        assert any(isinstance(future.exception(), Overloaded) for future in futures)
+        assert queue.counts().shed >= 1
+        with pytest.raises(DeployError, match="it takes float32"):
+            queue.submit(clips[0].double())
+
+
+def test_an_engine_that_fails_fails_its_requests_only(deployed, clips, monkeypatch):
+    with vr.RouteQueue(deployed, deadline_ms=1e5) as queue:
+        monkeypatch.setattr(torch, "stack", lambda *_: 1 / 0)
+        failed = queue.submit(clips[0])
+        assert isinstance(failed.exception(), ZeroDivisionError)
+        monkeypatch.undo()
+        assert queue.submit(clips[0]).result().output.shape == (5,)
+    assert queue.counts().failed == 1
+
+
+def overload(deployed, clips, *, requests: int, threads: int, times: float, deadline_ms: float):
+    """Requests from `threads` threads at `times` the rate that the wanted point sustains; answers are compared."""
+    alone = torch.stack([torch.cat([d(c[None]) for c in clips]) for d in deployed.routes], 1)  # (N, K, classes)
+    start = time.perf_counter()
+    for _ in range(3):
+        for clip in clips:
+            deployed(clip[None], budget=1.0)
+    pause = threads * (time.perf_counter() - start) / (3 * len(clips)) / times
+    wrong, done = [], []
+
+    def ask(number: int) -> None:
+        asked, due = [], time.perf_counter()
+        for n in range(number, requests, threads):
+            asked.append((n % len(clips), queue.submit(clips[n % len(clips)])))
+            due += pause
+            time.sleep(max(0.0, due - time.perf_counter()))
+            if len(asked) > 50:
+                check(asked.pop(0))
+        for pair in asked:
+            check(pair)
+
+    def check(pair) -> None:
+        place, future = pair
+        if isinstance(future.exception(), Overloaded):
+            return
+        served = future.result()
+        done.append(served)
+        if not torch.allclose(served.output, alone[place, served.route], rtol=1e-4, atol=1e-5):
+            wrong.append(place)
+
+    with vr.RouteQueue(deployed, deadline_ms=deadline_ms, budget=1.0) as queue:
+        workers = [threading.Thread(target=ask, args=(number,)) for number in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    return queue.counts(), done, wrong
+
+
+def test_under_load_answers_are_right_and_everything_is_counted(deployed, clips):
+    counts, done, wrong = overload(deployed, clips, requests=400, threads=8, times=2.0, deadline_ms=100)
+    assert not wrong
+    assert counts.submitted == 400 == counts.served + counts.shed
+    assert counts.failed == 0
+    assert len(done) == counts.served
+    assert sum(served.cheaper for served in done) == counts.cheaper
+
+
+@pytest.fixture(scope="module")
+def larger():
+    """A network whose engine takes most of the time, as for any of use; and clips for it, some quiet, some loud."""
+    torch.manual_seed(0)
+    base = vr.zoo.load("vared2_demo", pretrained=True)
+    clips = vr.zoo.spec("vared2_demo").example_inputs(24) * torch.logspace(-1, 1, 24).view(-1, 1, 1, 1, 1)
+    dynamic = vr.convert(base, clips[:1], vr.ConvertConfig(granularity="block", channel_shares=(1.0,)))
+    randomise_gates(dynamic, clips)
+    loader = [(part, dynamic(part).argmax(1)) for part in clips.split(8)]
+    routed = vr.train_router(dynamic, vr.find_routes(dynamic, loader), loader, loader)
+    return vr.deploy_routed(routed, "onnx", threads=1), clips
+
+
+@pytest.mark.slow
+def test_ten_thousand_requests_at_twice_the_rate(larger):
+    deployed, clips = larger
+    deadline_ms = 20 * deployed.route_ms[-1]
+    ask = {"threads": 8, "times": 2.0, "deadline_ms": deadline_ms}
+    overload(deployed, clips, requests=500, **ask)  # buffers reach their size
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    counts, done, wrong = overload(deployed, clips, requests=10_000, **ask)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(f"{deployed}\n{counts}, {grown} KiB more, longest {max(served.ms for served in done):.0f} ms")
+    assert not wrong
+    assert counts.submitted == 10_000 == counts.served + counts.shed
+    assert counts.cheaper > 0.5 * counts.served
+    assert counts.served > 0.5 * counts.submitted
+    assert counts.late < 0.01 * counts.served  # a thread may be held up
+    assert grown < 50_000  # KiB

@@ -1,0 +1,89 @@
+"""The command `export`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vared2_fx.cli.inputs import check_data, clip_config
+from vared2_fx.cli.networks import classes_file_of, open_network
+from vared2_fx.cli.options import Base, BatchSize, Classes, Json, Workers
+from vared2_fx.cli.output import say, show, show_json
+from vared2_fx.errors import Vared2Error
+from vared2_fx.runtime import ENGINES
+
+_VIDEOS = "a folder per class, or a CSV of `path,label`."
+
+
+def export(
+    network: Annotated[
+        str,
+        typer.Argument(metavar="FOLDER", help="A network that `vared2 finetune` wrote.", show_default=False),
+    ],
+    train: Annotated[
+        Path,
+        typer.Option(
+            metavar="PATH",
+            help="Videos from which routes and router are learned, best such that the network was not trained on: "
+            + _VIDEOS,
+            show_default=False,
+        ),
+    ],
+    val: Annotated[
+        Path,
+        typer.Option(
+            metavar="PATH",
+            help="Other videos, on which accuracy is measured along the multiply-adds: " + _VIDEOS,
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the bundle goes.", show_default=False)],
+    engine: Annotated[str, typer.Option(metavar="NAME", help="What will run it: onnx or openvino.")] = "onnx",
+    routes: Annotated[int, typer.Option(min=2, metavar="K", help="Static networks, at most.")] = 4,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Threads while it is measured here.", show_default=False),
+    ] = None,
+    base: Base = None,
+    classes: Classes = None,
+    batch_size: BatchSize = 8,
+    workers: Workers = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the router's weights and training.")] = 0,
+    json: Json = False,
+) -> None:
+    """Make of a fine-tuned network a bundle that runs without torch: a few static networks, and a router that picks.
+
+    `python FOLDER/runtime.py FOLDER video.mp4` answers with numpy, PyAV and the engine; so does `vared2 predict`.
+
+    Example:
+    * `vared2 export runs/x3d_s/best --train clips/held_out --val clips/val --out bundle --engine openvino`
+    """
+    if engine not in ENGINES:
+        raise Vared2Error(f"--engine {engine}: a bundle is for {' or '.join(ENGINES)}.")
+    for path in (train, val):
+        check_data(path)
+    opened = open_network(network, base=base)
+    dynamic = opened.converted
+    if dynamic is None:
+        raise Vared2Error(f"{network} is not converted; fine-tune it first, and name the folder `best` of that run.")
+    from vared2_fx.data import list_videos, make_loader
+    from vared2_fx.routes import deploy_routed, export_bundle, find_routes, train_router
+
+    listing = list_videos(train, classes=classes or classes_file_of(network))
+    val_listing = list_videos(val, classes=listing.classes)
+    config = clip_config(opened, frames=None, size=None, sampling_rate=None)
+    loaders = [make_loader(x, config, batch_size=batch_size, num_workers=workers) for x in (listing, val_listing)]
+    found = find_routes(dynamic, loaders[0], num_routes=routes)
+    say(f"{found}\n")
+    routed = train_router(dynamic, found, *loaders, seed=seed)
+    say(f"{routed}\n")
+    deployed = deploy_routed(routed, engine, threads=threads)  # type: ignore[arg-type]  # checked above
+    say(f"{deployed}\n")
+    export_bundle(deployed, out, clip=config, classes=listing.classes)
+    if json:
+        points: list[dict[str, Any]] = [
+            {"budget": p.share, "quality": p.quality, "ms": deployed.expected_ms(p)} for p in deployed.curve
+        ]
+        show_json({"folder": str(out), "engine": engine, "routes": list(deployed.shares), "curve": points})
+        return
+    show(f"Wrote {out}. Next: vared2 predict {out} VIDEO …, or, without torch: python {out}/runtime.py {out} VIDEO …")

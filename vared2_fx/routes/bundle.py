@@ -1,0 +1,157 @@
+"""`export_bundle`: router and routes as files that run without torch."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from vared2_fx import runtime
+from vared2_fx.deploy.deployed import Deployed
+from vared2_fx.deploy.files import versions
+from vared2_fx.disk import sha256, sync
+from vared2_fx.errors import DeployError
+from vared2_fx.routes.curve import Point
+from vared2_fx.routes.deployed import DeployedRoutes
+
+if TYPE_CHECKING:
+    from vared2_fx.data import ClipConfig
+
+RUNTIME = "runtime.py"
+_CLOSE = 1e-4
+"""How far, of the largest class score, what the written bundle answers may be from what was deployed."""
+
+
+def export_bundle(
+    deployed: DeployedRoutes, folder: str | Path, *, clip: "ClipConfig", classes: Sequence[str] = ()
+) -> Path:
+    """Write router and routes into a folder that runs anywhere: numpy and the engine, no torch, none of this package.
+
+    The folder holds the engine's files, `bundle.json` (how clips are made of videos, classes, routes with their costs,
+    the curve, checksums of all files) and `runtime.py`, which reads them: `python folder/runtime.py folder video.mp4`.
+    What was written is read again and compared before an earlier bundle there is replaced.
+
+    Args:
+        deployed: from `deploy_routed` with engine "onnx" or "openvino", in fp32.
+        folder: made if missing; an earlier bundle in it is replaced, and nothing else is.
+        clip: how the network's clips are cut from videos.
+        classes: names in label order; none where nobody knows them.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DeployError: another engine or precision; a network that takes more than one tensor; `clip` or `classes` that
+            do not go with the network; `folder` holds other things, or cannot be written.
+    """
+    folder = Path(folder)
+    _check(deployed, folder, clip, classes)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
+            parts = Path(made) / "new"
+            parts.mkdir()
+            _write(deployed, parts, clip, classes)
+            _compare(deployed, parts)
+            if folder.exists():
+                os.replace(folder, Path(made) / "old")
+            os.replace(parts, folder)
+    except OSError as exc:
+        raise DeployError(f"export_bundle: {folder} cannot be written: {exc.strerror or exc}.") from exc
+    return folder
+
+
+def _check(deployed: DeployedRoutes, folder: Path, clip: "ClipConfig", classes: Sequence[str]) -> None:
+    engine, precision = deployed.routes[0].engine_name, deployed.routes[0].precision
+    if engine not in runtime.ENGINES or precision != "fp32":
+        raise DeployError(
+            f"export_bundle: these routes were deployed for engine {engine!r} in {precision}; a bundle is for "
+            f"{' or '.join(map(repr, runtime.ENGINES))} in fp32. Call deploy_routed with that."
+        )
+    if len(deployed.routes[0].signature.inputs) != 1:
+        raise DeployError("export_bundle: the network takes several tensors, and a bundle gives it one.")
+    wanted = (3, clip.frames, clip.crop, clip.crop)
+    if deployed.clip_shape != wanted:
+        raise DeployError(f"export_bundle: clip makes clips of {wanted}, and the routes take {deployed.clip_shape}.")
+    scores = deployed(torch.zeros(1, *wanted)).shape[-1]
+    if classes and len(classes) != scores:
+        raise DeployError(f"export_bundle: {len(classes)} names of classes, and the network has {scores} scores.")
+    if folder.exists() and (
+        not folder.is_dir() or (any(folder.iterdir()) and not (folder / runtime.MANIFEST).is_file())
+    ):
+        raise DeployError(f"export_bundle: {folder} holds what is no bundle; give another folder.")
+
+
+def _write(deployed: DeployedRoutes, folder: Path, clip: "ClipConfig", classes: Sequence[str]) -> None:
+    routes: list[dict[str, Any]] = [
+        {"share": share, "ms": ms, "files": _engine_files(route, folder, f"route{k}")}
+        for k, (route, share, ms) in enumerate(zip(deployed.routes, deployed.shares, deployed.route_ms, strict=True))
+    ]
+    router = None
+    if deployed.router is not None:
+        files = _engine_files(deployed.router, folder, "router")
+        router = {"share": deployed.router_share, "ms": deployed.router_ms, "files": files}
+    document = {
+        "format_version": runtime.FORMAT_VERSION,
+        "engine": deployed.routes[0].engine_name,
+        "network": deployed.routes[0].network,
+        "versions": versions(deployed.routes[0]),
+        "classes": list(classes),
+        "clip_shape": list(deployed.clip_shape),
+        "clip": {
+            "offsets_s": clip.times_s(0.0),
+            "duration_s": clip.duration_s,
+            **{key: asdict(clip)[key] for key in ("short_side", "crop", "mean", "std")},
+        },
+        "routes": routes,
+        "router": router,
+        "curve": [_plain(point) for point in deployed.curve],
+        "default_budget": deployed.default_budget,
+        "sizes": list(deployed.sizes),
+        "files": {path.name: sha256(path) for path in sorted(folder.iterdir())},
+    }
+    document = json.loads(json.dumps(document, allow_nan=False))  # lists for tuples, as reading gives
+    text = json.dumps({**document, "sha256": runtime.digest(document)}, indent=1)
+    (folder / runtime.MANIFEST).write_text(text, encoding="utf-8")
+    shutil.copyfile(Path(runtime.__file__), folder / RUNTIME)
+    for path in folder.iterdir():
+        sync(path)
+
+
+def _engine_files(deployed: Deployed, folder: Path, name: str) -> list[str]:
+    """Write what the engine reads; returns the files' names, the network's before its weights'."""
+    own = folder / name
+    own.mkdir()
+    deployed.engine.write(own)
+    names = []
+    for path in sorted(own.iterdir(), key=lambda path: path.suffix != ".xml"):
+        names.append(f"{name}{path.suffix}")
+        os.replace(path, folder / names[-1])
+    own.rmdir()
+    return names
+
+
+def _plain(point: Point) -> dict[str, Any]:
+    """JSON has no infinity: no price says that the cheapest route is taken."""
+    return {**asdict(point), "price": point.price if isfinite(point.price) else None}
+
+
+def _compare(deployed: DeployedRoutes, folder: Path) -> None:
+    """Let the written bundle answer, at each operating point, as what it was made of does."""
+    bundle = runtime.Bundle(folder, threads=deployed.routes[0].threads)
+    clips = torch.randn(2, *deployed.clip_shape, generator=torch.Generator().manual_seed(0))
+    for point in deployed.curve:
+        wanted = deployed.answer(clips, point).output.numpy()
+        got = bundle.answer(clips.numpy(), budget=point.share)[0]
+        if np.abs(got - wanted).max() > _CLOSE * max(1e-6, np.abs(wanted).max()):
+            raise DeployError(
+                f"export_bundle: at {point.share:.0%} of the multiply-adds the written bundle answers otherwise than "
+                "what it was made of. Nothing was exported; please report that."
+            )
