@@ -82,7 +82,7 @@ def overload(deployed, clips, *, requests: int, threads: int, times: float, dead
         if isinstance(future.exception(), Overloaded):
             return
         served = future.result()
-        done.append(served)
+        done.append((served.ms, served.cheaper))  # no answer is kept: what is left then is the queue's
         if not torch.allclose(served.output, alone[place, served.route], rtol=1e-4, atol=1e-5):
             wrong.append(place)
 
@@ -101,7 +101,7 @@ def test_under_load_answers_are_right_and_everything_is_counted(deployed, clips)
     assert counts.submitted == 400 == counts.served + counts.shed
     assert counts.failed == 0
     assert len(done) == counts.served
-    assert sum(served.cheaper for served in done) == counts.cheaper
+    assert sum(cheaper for _, cheaper in done) == counts.cheaper
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_ten_thousand_requests_at_twice_the_rate(larger):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     counts, done, wrong = overload(deployed, clips, requests=10_000, **ask)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(f"{deployed}\n{counts}, {grown} KiB more, longest {max(served.ms for served in done):.0f} ms")
+    print(f"{deployed}\n{counts}, {grown} KiB more, longest {max(ms for ms, _ in done):.0f} ms")
     assert not wrong
     assert counts.submitted == 10_000 == counts.served + counts.shed
     assert counts.cheaper > 0.5 * counts.served
