@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from networks import make_clip
+from networks import make_clip, tiny_net
 from torch.utils.flop_counter import FlopCounterMode
 
 import vared2_fx as vr
@@ -130,3 +130,14 @@ def test_a_front_has_no_point_that_another_beats(routed):
     points = [p for curve in routed.curves.values() for p in curve]
     best = front(points)
     assert all(a.share < b.share and a.quality < b.quality for a, b in itertools.pairwise(best))
+
+
+def test_gates_that_decide_alike_make_one_route(clips, loader):
+    """It is a static network then, and can be deployed as one."""
+    fresh = vr.convert(tiny_net(), clips[:2])
+    routed = vr.train_router(fresh, vr.find_routes(fresh, loader), loader, loader, epochs=1)
+    assert len(routed.networks) == 1
+    with torch.no_grad():
+        torch.testing.assert_close(routed(clips), fresh(clips))
+    assert routed.answer(clips).routes.tolist() == [0] * len(clips)
+    assert vr.deploy_routed(routed, "torch").router is None

@@ -72,7 +72,8 @@ def train_router(
     networks = routes.networks(dynamic)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        router = make_router(routes.clip_shape, len(networks) - 1, ROUTER_SHARE * routes.dense_macs)
+        num_scores = max(1, len(networks) - 1)  # of a single route nobody asks for one
+        router = make_router(routes.clip_shape, num_scores, ROUTER_SHARE * routes.dense_macs)
     seen = _look(networks, router, routes, train_loader, passes)
     if len(networks) > 1:
         fit_router(router, seen.views, seen.keeps, epochs=epochs, seed=seed)
