@@ -47,6 +47,7 @@ def test_mistakes_are_said(run, converted, scenes, tmp_path):
     data = ("--train", scenes / "train", "--val", scenes / "val", "--out", tmp_path / "bundle")
     assert "is not converted" in run("export", "x3d_xs", *data, code=2).stderr
     assert "a bundle is for onnx or openvino" in run("export", converted, *data, "--engine", "torch", code=2).stderr
+    assert "holds what is no bundle" in run("export", converted, *data[:4], "--out", scenes, code=2).stderr
     assert "there is no such folder" in run("export", converted, *data[2:], "--train", "none", code=2).stderr
     assert "Is none an exported bundle?" in run("predict", "none", scenes / "val", code=2).stderr
     assert not (tmp_path / "bundle").exists()

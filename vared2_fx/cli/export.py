@@ -10,6 +10,7 @@ from vared2_fx.cli.networks import classes_file_of, open_network
 from vared2_fx.cli.options import Base, BatchSize, Classes, Json, Workers
 from vared2_fx.cli.output import say, show, show_json
 from vared2_fx.errors import Vared2Error
+from vared2_fx.routes.bundle import check_folder
 from vared2_fx.runtime import ENGINES
 
 _VIDEOS = "a folder per class, or a CSV of `path,label`."
@@ -62,6 +63,7 @@ def export(
         raise Vared2Error(f"--engine {engine}: a bundle is for {' or '.join(ENGINES)}.")
     for path in (train, val):
         check_data(path)
+    check_folder(out)
     opened = open_network(network, base=base)
     dynamic = opened.converted
     if dynamic is None:

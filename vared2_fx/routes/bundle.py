@@ -52,9 +52,10 @@ def export_bundle(
             do not go with the network; `folder` holds other things, or cannot be written.
     """
     folder = Path(folder)
-    _check(deployed, folder, clip, classes)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    check_folder(folder)
+    _check(deployed, clip, classes)
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
             parts = Path(made) / "new"
             parts.mkdir()
@@ -68,7 +69,7 @@ def export_bundle(
     return folder
 
 
-def _check(deployed: DeployedRoutes, folder: Path, clip: "ClipConfig", classes: Sequence[str]) -> None:
+def _check(deployed: DeployedRoutes, clip: "ClipConfig", classes: Sequence[str]) -> None:
     engine, precision = deployed.routes[0].engine_name, deployed.routes[0].precision
     if engine not in runtime.ENGINES or precision != "fp32":
         raise DeployError(
@@ -83,9 +84,17 @@ def _check(deployed: DeployedRoutes, folder: Path, clip: "ClipConfig", classes: 
     scores = deployed(torch.zeros(1, *wanted)).shape[-1]
     if classes and len(classes) != scores:
         raise DeployError(f"export_bundle: {len(classes)} names of classes, and the network has {scores} scores.")
-    if folder.exists() and (
-        not folder.is_dir() or (any(folder.iterdir()) and not (folder / runtime.MANIFEST).is_file())
-    ):
+
+
+def check_folder(folder: Path) -> None:
+    """Find that a bundle cannot go to `folder` before anything takes long.
+
+    Raises:
+        DeployError: it is a file, or holds other things than a bundle.
+    """
+    if folder.is_dir() and (not any(folder.iterdir()) or (folder / runtime.MANIFEST).is_file()):
+        return
+    if folder.exists():
         raise DeployError(f"export_bundle: {folder} holds what is no bundle; give another folder.")
 
 
