@@ -12,6 +12,7 @@ included. Aim: the measured speed-up is at least 0.9 of that. Results of earlier
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -77,7 +78,7 @@ def make_routed(dynamic: Any, dense_macs: int, clip_shape: tuple[int, ...], macs
     )
 
 
-def measure(name: str, engine: EngineName, batches: list[int], threads: int, rounds: int) -> list[dict[str, Any]]:
+def measure(name: str, engine: EngineName, batches: list[int], threads: int, rounds: int) -> Iterator[dict[str, Any]]:
     spec = vr.zoo.spec(name)
     shape = (3, spec.frames, spec.crop, spec.crop)
     clips, _ = made_up_clips(shape, seed=2)
@@ -91,7 +92,6 @@ def measure(name: str, engine: EngineName, batches: list[int], threads: int, rou
     base = vr.deploy(model, engine, example_inputs=clips[:1], threads=threads)
     answer = fast.answer(clips)
     shares = float(answer.shares.mean())
-    results = []
     for batch in batches:
         parts = clips.split(batch)
         runs = {
@@ -101,27 +101,23 @@ def measure(name: str, engine: EngineName, batches: list[int], threads: int, rou
         }
         times = in_turns(runs, rounds=rounds)
         speedups = [a / b for a, b in zip(times["original"], times["routes"], strict=True)]
-        results.append(
-            {
-                "network": name,
-                "engine": engine,
-                "batch": batch,
-                "clips": NUM_CLIPS,
-                "threads": threads,
-                "precision": "fp32",
-                "mix": torch.bincount(answer.routes, minlength=len(CHOICES)).tolist(),
-                "ideal": 1 / shares,
-                "speed_up": median(speedups),
-                "lowest": min(speedups),
-                "highest": max(speedups),
-                "of_ideal": median(speedups) * shares,
-                "against_torch": median(a / b for a, b in zip(times["torch"], times["routes"], strict=True)),
-                "clips_per_s": {k: 1e3 * NUM_CLIPS / median(v) for k, v in times.items()},
-                "machine": machine(),
-            }
-        )
-        print(json.dumps(results[-1]), flush=True)
-    return results
+        yield {
+            "network": name,
+            "engine": engine,
+            "batch": batch,
+            "clips": NUM_CLIPS,
+            "threads": threads,
+            "precision": "fp32",
+            "mix": torch.bincount(answer.routes, minlength=len(CHOICES)).tolist(),
+            "ideal": 1 / shares,
+            "speed_up": median(speedups),
+            "lowest": min(speedups),
+            "highest": max(speedups),
+            "of_ideal": median(speedups) * shares,
+            "against_torch": median(a / b for a, b in zip(times["torch"], times["routes"], strict=True)),
+            "clips_per_s": {k: 1e3 * NUM_CLIPS / median(v) for k, v in times.items()},
+            "machine": machine(),
+        }
 
 
 def static_macs(network: Any, clip: Tensor) -> int:
@@ -151,7 +147,8 @@ def main() -> None:
     for name, engine in product(args.networks, args.engines):
         for result in measure(name, engine, args.batches, args.threads, args.rounds):
             found[f"{name} {engine} batch {result['batch']}"] = result
-        path.write_text(json.dumps(found, indent=1) + "\n")
+            print(json.dumps(result), flush=True)
+            path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -202,7 +202,9 @@ class Bundle:
             confidence=float(point["confidence"]),
             shares=self.shares,
             score=score,
-            run=lambda route, places: self._cut(self._routes[route], clips[places]),
+            run=lambda route, places: self._cut(
+                self._routes[route], clips if len(places) == len(clips) else clips[places]
+            ),
         )
         cost = np.asarray(self.shares)[first] + again * self.shares[-1]
         if np.isfinite(price) and self._router is not None:

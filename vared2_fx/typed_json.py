@@ -1,6 +1,5 @@
 """Values from JSON as the types that a dataclass says they have, and checksums over a document."""
 
-import hashlib
 import json
 import math
 import types
@@ -9,12 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vared2_fx.errors import ConvertError, Vared2Error
-
-
-def digest(document: dict[str, Any]) -> str:
-    """SHA-256 of a JSON document, however it is laid out."""
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+from vared2_fx.runtime import digest as digest  # written there, as a bundle's runtime stands alone
 
 
 def read_document(
