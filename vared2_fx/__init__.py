@@ -11,7 +11,16 @@ from vared2_fx.passes.rewrite import with_decisions
 from vared2_fx.policy.autotune import Autotuned, ChoiceTime, autotune
 from vared2_fx.policy.fix import full, policy, specialize, unload
 from vared2_fx.report import Comparison, CompressionReport, RunLog, compare, merge, read_run, report, scan_page
-from vared2_fx.routes import Routed, RouteQueue, Routes, deploy_routed, export_bundle, find_routes, train_router
+from vared2_fx.routes import (
+    Routed,
+    RouteQueue,
+    Routes,
+    deploy_routed,
+    export_bundle,
+    find_routes,
+    finetune_routes,
+    train_router,
+)
 from vared2_fx.train import (
     Evaluation,
     FinetuneResult,
@@ -62,6 +71,7 @@ __all__ = [
     "export_bundle",
     "find_routes",
     "finetune",
+    "finetune_routes",
     "fit_gates",
     "full",
     "load",

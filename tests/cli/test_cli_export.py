@@ -25,7 +25,9 @@ def converted(tmp_path_factory):
 @pytest.fixture
 def bundle(run, converted, scenes, tmp_path):
     data = ("--train", scenes / "train", "--val", scenes / "val")
-    result = run("export", converted, *data, "--out", tmp_path / "bundle", *OPTIONS, "--json")
+    joint = ("--joint", scenes / "train", "--joint-epochs", "1")
+    result = run("export", converted, *data, *joint, "--out", tmp_path / "bundle", *OPTIONS, "--json")
+    assert "fine-tuned together" in result.stderr
     document = json.loads(result.stdout)
     assert document["engine"] == "onnx"
     assert document["curve"][-1]["quality"] >= document["curve"][0]["quality"]

@@ -140,6 +140,9 @@ def test_the_schedule_ends_with_fitted_gates():
     before = {path: region.gate.out.weight.clone() for path, region in regions(dynamic).items()}
     result = vr.finetune(dynamic, tiny_loader(), tiny_loader(), config)
     assert [epoch.epoch for epoch in result.history] == [0, 1]
+    best, found = result.history[result.best_epoch], result.evaluation
+    assert best.objective == min(epoch.objective for epoch in result.history)
+    assert best.objective == pytest.approx(found.share + config.gate_loss_weight * found.loss), "what gates aim at"
     assert 0.2 < result.history[1].train_share < 1.0, "weights are trained with reduced choices, whatever gates say"
     if result.best_epoch == 1:
         assert all(not torch.equal(before[path], r.gate.out.weight) for path, r in regions(dynamic).items())

@@ -39,6 +39,16 @@ def export(
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the bundle goes.", show_default=False)],
+    joint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Videos for a short fine-tuning of routes and router together, those that the network was fine-tuned "
+            "on: " + _VIDEOS,
+            show_default=False,
+        ),
+    ] = None,
+    joint_epochs: Annotated[int, typer.Option(min=1, metavar="N", help="Passes over the videos of --joint.")] = 2,
     engine: Annotated[str, typer.Option(metavar="NAME", help="What will run it: onnx or openvino.")] = "onnx",
     routes: Annotated[int, typer.Option(min=2, metavar="K", help="Static networks, at most.")] = 4,
     threads: Annotated[
@@ -61,7 +71,7 @@ def export(
     """
     if engine not in ENGINES:
         raise Vared2Error(f"--engine {engine}: a bundle is for {' or '.join(ENGINES)}.")
-    for path in (train, val):
+    for path in (train, val, *([] if joint is None else [joint])):
         check_data(path)
     check_folder(out)
     opened = open_network(network, base=base)
@@ -69,7 +79,7 @@ def export(
     if dynamic is None:
         raise Vared2Error(f"{network} is not converted; fine-tune it first, and name the folder `best` of that run.")
     from vared2_fx.data import list_videos, make_loader
-    from vared2_fx.routes import deploy_routed, export_bundle, find_routes, train_router
+    from vared2_fx.routes import deploy_routed, export_bundle, find_routes, finetune_routes, train_router
 
     listing = list_videos(train, classes=classes or classes_file_of(network))
     val_listing = list_videos(val, classes=listing.classes)
@@ -79,6 +89,16 @@ def export(
     say(f"{found}\n")
     routed = train_router(dynamic, found, *loaders, seed=seed)
     say(f"{routed}\n")
+    if joint is not None:
+        videos = list_videos(joint, classes=listing.classes)
+        weights_loader = make_loader(
+            videos, config, batch_size=batch_size, num_workers=workers, training=True, seed=seed, flip=False
+        )
+        before, routed = (
+            routed,
+            finetune_routes(dynamic, routed, weights_loader, *loaders, epochs=joint_epochs, seed=seed),
+        )
+        say("fine-tuned together, no better: undone\n" if routed is before else f"fine-tuned together:\n{routed}\n")
     deployed = deploy_routed(routed, engine, threads=threads)  # type: ignore[arg-type]  # checked above
     say(f"{deployed}\n")
     export_bundle(deployed, out, clip=config, classes=listing.classes)

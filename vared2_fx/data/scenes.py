@@ -14,8 +14,11 @@ Legend: T frames, H height, W width.
 
 import math
 import zlib
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +95,14 @@ def generate_scenes(
         raise DataError(f"generate_scenes: `{folder}` is not an empty folder. Delete it, or choose another.")
     for class_name in CLASSES:
         (folder / class_name).mkdir(parents=True)
-        for i in range(videos_per_class):
-            rng = np.random.default_rng([seed, zlib.crc32(class_name.encode()), i])
-            frames = render_scene(class_name, rng, num_frames=num_frames, size=size, hard=hard)
-            _encode(folder / class_name / f"{i:04}.mp4", frames)
+
+    def make(class_name: str, i: int) -> None:
+        rng = np.random.default_rng([seed, zlib.crc32(class_name.encode()), i])
+        frames = render_scene(class_name, rng, num_frames=num_frames, size=size, hard=hard)
+        _encode(folder / class_name / f"{i:04}.mp4", frames)
+
+    with ThreadPoolExecutor() as pool:
+        deque(pool.map(make, *zip(*product(CLASSES, range(videos_per_class)), strict=True)), maxlen=0)
     return list_videos(folder, classes=CLASSES)
 
 

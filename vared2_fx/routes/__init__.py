@@ -3,8 +3,9 @@
 from vared2_fx.routes.bundle import export_bundle
 from vared2_fx.routes.curve import Point
 from vared2_fx.routes.deployed import DeployedRoutes, deploy_routed
-from vared2_fx.routes.find import find_routes
+from vared2_fx.routes.find import find_routes, measure_routes
 from vared2_fx.routes.found import Assignment, Route, Routes
+from vared2_fx.routes.joint import finetune_routes
 from vared2_fx.routes.queue import Overloaded, QueueCounts, RouteQueue, Served
 from vared2_fx.routes.routed import Routed, RoutedAnswer, RoutedEvaluation
 from vared2_fx.routes.router import Router
@@ -27,5 +28,7 @@ __all__ = [
     "deploy_routed",
     "export_bundle",
     "find_routes",
+    "finetune_routes",
+    "measure_routes",
     "train_router",
 ]

@@ -101,13 +101,17 @@ def front(points: Sequence[Point]) -> tuple[Point, ...]:
 def winner(curves: dict[Kind, tuple[Point, ...]]) -> Kind:
     """The way whose quality is best in the mean over all budgets from the cheapest point to the full network."""
     low = min(curve[0].share for curve in curves.values())
-    budgets = np.linspace(low, 1.0, 50)
-    quality = {kind: float(np.mean([at(curve, b).quality for b in budgets])) for kind, curve in curves.items()}
+    quality = {kind: mean_quality(curve, low) for kind, curve in curves.items()}
     best = next(iter(curves))
     for kind in curves:
         if quality[kind] > quality[best] + _CLEARLY:
             best = kind
     return best
+
+
+def mean_quality(curve: Sequence[Point], low: float) -> float:
+    """Of the points that budgets from `low`, a share of the original's multiply-adds, to all of them get."""
+    return float(np.mean([at(curve, budget).quality for budget in np.linspace(low, 1.0, 50)]))
 
 
 def at(curve: Sequence[Point], budget: float) -> Point:

@@ -80,6 +80,25 @@ def find_routes(dynamic: fx.GraphModule, loader: Iterable[Any], num_routes: int 
     )
 
 
+def measure_routes(dynamic: fx.GraphModule, routes: Routes, loader: Iterable[Any]) -> Routes:
+    """The same routes with what they and the gates do now, after the weights of `dynamic` were trained.
+
+    Raises:
+        ConvertError: `routes` are of another network.
+        DataError: as for `find_routes`.
+    """
+    network, batches = converted("measure_routes", dynamic), batches_of(loader)
+    with evaluating(network):
+        seen = _look(network, batches)
+        if any(set(route.choices) != set(seen.grids) for route in routes.routes):
+            raise ConvertError("measure_routes: the routes name other regions than this network has.")
+        joints: list[Joint] = [
+            tuple(grid.all().index(route.choices[path]) for path, grid in seen.grids.items()) for route in routes.routes
+        ]
+        answers = [_answers(network, batches, seen, joint) for joint in joints]
+    return _found(network, seen, joints, [route.macs for route in routes.routes], answers)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Seen:
     """What the gates decided for all clips."""

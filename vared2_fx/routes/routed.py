@@ -15,7 +15,7 @@ from vared2_fx.packing import packer
 from vared2_fx.routes.curve import Kind, Point, at
 from vared2_fx.routes.found import Routes
 from vared2_fx.routes.router import Router
-from vared2_fx.runtime import Floats, Places, route_batch
+from vared2_fx.runtime import Floats, Places, route_batch, taken
 from vared2_fx.tables import percent, si, text_table
 
 
@@ -117,6 +117,17 @@ class Routed:
 
         answer = answer_of(len(clips), self.point(budget), self.routes.shares, self.router_share, score, run)
         return replace(answer, output=answer.output.to(clips.device))
+
+    def choose(self, clips: Tensor, *, budget: float | None = None) -> Tensor:
+        """The route that each clip (N, C, T, H, W) takes first: int64 (N,), on the clips' device.
+
+        Raises:
+            ConvertError: `budget` is no positive number.
+        """
+        with evaluating(self.router):
+            scores = self.router(clips.to(next(self.router.parameters()))).cpu()
+        keeps = scores.double().sigmoid().numpy()
+        return torch.from_numpy(taken(keeps, self.routes.shares, self.point(budget).price)).to(clips.device)
 
     @property
     def router_share(self) -> float:

@@ -27,7 +27,8 @@ class EpochLog:
     min_share: float
     max_share: float
     objective: float
-    """What the best epoch has least of: errors plus λ times the efficiency loss, both in the evaluation."""
+    """What the best epoch has least of, in the evaluation: errors plus λ times the efficiency loss; with variants first
+    the share of the multiply-adds plus `gate_loss_weight` times the cross-entropy."""
     seconds: float
     alarms: int = 0
     """How many `collapse_alarms` the evaluation raised."""
@@ -58,10 +59,13 @@ def log_of(
 
 
 def _objective(evaluation: Evaluation, config: FinetuneConfig) -> float:
-    """The loss that training minimises, with errors in place of cross-entropy, on what evaluation computed.
+    """What training minimises, on what evaluation computed.
 
-    An epoch that misses the target stands behind all that do not.
+    With variants first the price that gates are fitted to, see `fit_gates`. Else the loss, with errors in place of
+    cross-entropy; an epoch that misses the target stands behind all that do not.
     """
+    if config.schedule == "variants_first":
+        return evaluation.share + config.gate_loss_weight * evaluation.loss
     if config.target is None:
         efficiency = sum((c.macs / evaluation.dense_macs) ** 2 for c in evaluation.clips) / len(evaluation.clips)
     else:
