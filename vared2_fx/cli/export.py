@@ -94,11 +94,9 @@ def export(
         weights_loader = make_loader(
             videos, config, batch_size=batch_size, num_workers=workers, training=True, seed=seed, flip=False
         )
-        before, routed = (
-            routed,
-            finetune_routes(dynamic, routed, weights_loader, *loaders, epochs=joint_epochs, seed=seed),
-        )
-        say("fine-tuned together, no better: undone\n" if routed is before else f"fine-tuned together:\n{routed}\n")
+        together = finetune_routes(dynamic, routed, weights_loader, *loaders, epochs=joint_epochs, seed=seed)
+        say("fine-tuned together, no better: undone\n" if together is routed else f"fine-tuned together:\n{together}\n")
+        routed = together
     deployed = deploy_routed(routed, engine, threads=threads)  # type: ignore[arg-type]  # checked above
     say(f"{deployed}\n")
     export_bundle(deployed, out, clip=config, classes=listing.classes)

@@ -129,6 +129,7 @@ class _Weights:
                 if len(batch.video):
                     check_shape("finetune_routes", self.routed.routes.clip_shape, batch.video)
                     self._update(batch, epoch)
+        self.optimizer.zero_grad()
         if not self.step:
             raise DataError("finetune_routes: the training loader gave no clips.")
 
