@@ -22,7 +22,7 @@ import torch
 from common import RESULTS, write
 
 import vared2_fx as vr
-from vared2_fx.data import ClipConfig, VideoLoader, make_loader
+from vared2_fx.data import ClipConfig, make_loader
 from vared2_fx.data.scenes import generate_scenes
 from vared2_fx.demo import CONVERT, FINETUNE, NETWORK
 
@@ -30,12 +30,14 @@ VIDEOS = {"train": 60, "gates": 60, "routes": 60, "curve": 60}
 BUDGETS = (0.4, 0.5, 0.6, 0.7, 0.8)
 
 
-def loaders_of(folder: Path, seed: int, test_videos: int) -> dict[str, VideoLoader]:
-    config, loaders = ClipConfig.from_spec(vr.zoo.spec(NETWORK)), {}
+def loaders_of(folder: Path, seed: int, test_videos: int) -> dict[str, Any]:
+    """A loader for the weights; batches of the others, which are gone through many times, decoded once."""
+    config, loaders = ClipConfig.from_spec(vr.zoo.spec(NETWORK)), dict[str, Any]()
     for offset, (split, count) in enumerate((VIDEOS | {"test": test_videos}).items()):
         listing = generate_scenes(folder / split, videos_per_class=count, seed=1000 + 10 * seed + offset)
         training = split == "train"
-        loaders[split] = make_loader(listing, config, batch_size=16, training=training, seed=seed, flip=False)
+        loader = make_loader(listing, config, batch_size=16, training=training, seed=seed, flip=False)
+        loaders[split] = loader if training else list(loader)
     return loaders
 
 
@@ -53,7 +55,7 @@ def best_single(curve: list[dict[str, float]], test: list[dict[str, float]], bud
     return test[max(affordable, key=lambda place: curve[place]["top1"])]
 
 
-def at_budgets(routed: vr.Routed, loaders: dict[str, VideoLoader], budgets: Iterable[float]) -> list[dict[str, Any]]:
+def at_budgets(routed: vr.Routed, loaders: dict[str, Any], budgets: Iterable[float]) -> list[dict[str, Any]]:
     curve, test = (single_routes(routed, loaders[split]) for split in ("curve", "test"))
     rows = []
     for budget in budgets:

@@ -41,8 +41,7 @@ FINETUNE = FinetuneConfig(
     gate_lr=3e-4,
     distill_weight=1.0,
 )
-"""A rate high enough that every second frame is soon enough for nearly every scene; the original's answers hold what
-it would undo."""
+"""A high rate, for the coarse choices; the original's answers hold the full one."""
 
 _MARK = ".vared2_demo"
 

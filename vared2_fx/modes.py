@@ -11,11 +11,17 @@ from torch import nn
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients inside the block; every module's own mode afterwards."""
+    with same_modes(model), torch.no_grad():
+        model.eval()
+        yield
+
+
+@contextmanager
+def same_modes(model: nn.Module) -> Iterator[None]:
+    """Give every module the mode back that it had before the block."""
     modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module, training in modes.items():
             module.training = training

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from vared2_fx.batches import Batch, batches_of, read_batch, set_epoch
 from vared2_fx.config import FinetuneConfig
 from vared2_fx.errors import ConvertError, DataError, TrainError
+from vared2_fx.modes import same_modes
 from vared2_fx.packing import packer
 from vared2_fx.policy.fix import converted, policy
 from vared2_fx.routes.curve import mean_quality
@@ -82,10 +83,10 @@ def finetune_routes(
         )
     config = FinetuneConfig(epochs=epochs, lr=lr, gate_lr=lr, seed=seed)
     before = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    modes = {module: module.training for module in network.modules()}
     better = False
     try:
-        _Weights(network, routed, batches_of(train_loader), config).train()
+        with same_modes(network):
+            _Weights(network, routed, batches_of(train_loader), config).train()
         routes = measure_routes(network, routed.routes, router_loader)
         after = train_router(network, routes, router_loader, val_loader, epochs=router_epochs, seed=seed)
         low = min(routed.curve[0].share, after.curve[0].share)
@@ -95,8 +96,6 @@ def finetune_routes(
     finally:
         if not better:
             network.load_state_dict(before)
-        for module, training in modes.items():
-            module.training = training
     return after if better else routed
 
 
