@@ -272,3 +272,38 @@ def test_a_small_thing_that_moves_is_seen():
     assert views[0].abs().max() < 0.05
     assert views[2].min() > views[1].max() + 2.0
     assert views[3].abs().max() == views[4].abs().max() == 0.0, "back where it was two frames before"
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last_3d, torch.contiguous_format])
+@pytest.mark.parametrize("frames", [1, 2, 3, 8])
+def test_what_is_looked_at_is_written_out_here(frames, layout):
+    """The mean of the cells, and the mean and largest change of them over one frame and over two, by bins of time."""
+    gate, x = make_gate(), make_clip(2, 3, frames, 40, 24).to(memory_format=layout)
+    corners = [x[..., a : 36 + a : 5, b : 22 + b : 3] for a in (0, 1) for b in (0, 1)]
+    cells = torch.stack(corners).mean(0)
+    views = [cells.mean((3, 4))]
+    for lag in (1, 2):
+        changes = (cells[:, :, lag:] - cells[:, :, :-lag]).abs() if frames > lag else torch.zeros_like(cells[:, :, :1])
+        views += [(changes.mean((3, 4)) + 0.01).log(), (changes.amax((3, 4)) + 0.01).log()]
+    expected = torch.cat([nn.functional.adaptive_avg_pool1d(view, 4) for view in views], dim=2).flatten(1)
+    torch.testing.assert_close(gate.look(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_of_many_channels_the_first_are_looked_at():
+    gate = Gate(100, GRID, lambda frames: frames)
+    x = make_clip(2, 100, 8, 16, 16)
+    others = torch.cat([x[:, :32], make_clip(2, 68, 8, 16, 16, seed=1)], dim=1)
+    assert torch.equal(gate.look(x), gate.look(others))
+    assert not torch.equal(gate.look(x), gate.look(x.flip(1)))
+    assert gate.look(x).shape == (2, 5 * 4 * 32)
+    assert gate.macs((8, 16, 16)) == Gate(32, GRID, lambda frames: frames).macs((8, 16, 16))
+
+
+def test_only_gates_that_cannot_tell_bear_another_order_of_their_channels():
+    few, many = (Gate(channels, GRID, lambda frames: frames) for channels in (32, 33))
+    assert few.bears_reordering
+    assert many.bears_reordering, "it takes the full choice, whatever it sees"
+    nn.init.normal_(few.out.weight, std=10)
+    nn.init.normal_(many.out.weight, std=10)
+    assert few.bears_reordering
+    assert not many.bears_reordering

@@ -8,6 +8,7 @@ from torch import fx, nn
 
 import vared2_fx as vr
 from vared2_fx import ConvertConfig
+from vared2_fx.errors import ConvertError
 from vared2_fx.passes.reorder import FreeChannels, free_channels, reorder_channels
 from vared2_fx.passes.rewrite import regions
 
@@ -61,6 +62,17 @@ def test_gates_decide_as_before(name):
     for path, decision in decisions.items():
         assert torch.equal(decision.weights, same[path].weights), path
     torch.testing.assert_close(output, again, rtol=1e-10, atol=1e-10)
+
+
+def test_trained_gates_that_see_some_channels_only_are_not_blinded():
+    model = nn.Sequential(nn.Conv3d(3, 40, 3, padding=1), nn.ReLU(), nn.Conv3d(40, 8, 3, padding=1))
+    dynamic = convert(model)
+    reordered(free_channels(dynamic, CLIPS))  # untrained ones heed no channel
+    randomise_gates(dynamic, CLIPS)
+    before = {name: value.clone() for name, value in dynamic.state_dict().items()}
+    with pytest.raises(ConvertError, match="the gate of `2` is trained, on the first 32 of 40 channels"):
+        reordered(free_channels(dynamic, CLIPS))
+    assert all(torch.equal(value, before[name]) for name, value in dynamic.state_dict().items())
 
 
 def test_the_order_matters_where_only_some_channels_are_computed():

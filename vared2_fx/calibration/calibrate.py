@@ -104,7 +104,7 @@ def calibrate(
         R² of every layer's choices before and after.
 
     Raises:
-        ConvertError: `dynamic` holds no dynamic region.
+        ConvertError: `dynamic` holds no dynamic region; or, with `reorder`, a trained gate that sees some channels.
         DataError: there are no clips, too few for a layer, or values of them are not finite; or `ridge` is negative.
     """
     network = converted("calibrate", dynamic)

@@ -9,6 +9,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vared2_fx.layers.convolve import convolve
 from vared2_fx.layers.gate import Gate
 from vared2_fx.layers.geometry import FULL, Choice, ConvGeometry, Size, computed_frames
 from vared2_fx.layers.mixture import mix
@@ -51,7 +52,7 @@ class ConvVariant(nn.Module):
         used = geo.in_channels // geo.groups * groups
         bias = self.body.bias
         x, padding = geo.frame_window(x if used == geo.in_channels else x[:, :used], self.choice.frame_stride)
-        return F.conv3d(
+        return convolve(
             x,
             self.body.weight[:kept],
             None if bias is None else bias[:kept],

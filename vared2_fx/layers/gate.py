@@ -21,6 +21,9 @@ _POOL_CELLS = 8
 _PATCH = 2
 """Side of the patch averaged in each cell: noise differs from frame to frame as motion does, but averages out."""
 
+_SEEN = 32
+"""Channels that a gate looks at, the first ones: of maps with many, looking would take as long as computing."""
+
 _LAGS = (1, 2)
 _VIEWS = 1 + 2 * len(_LAGS)
 _SMALL_CHANGE = 1e-2
@@ -62,11 +65,12 @@ class Gate(nn.Module):
       by Gumbel noise and a straight-through gradient; evaluation takes the largest. The temperature divides z
       before the noise is added, not after: as it falls the draws themselves become the decisions of evaluation.
 
-    G (ours) looks at a patch of 2×2 positions in each of about 8×8 cells of a map, and gives per channel their mean
-    in each of `num_bins` bins of time, and the logarithm of the absolute change over one frame and over two, in the
-    mean over the cells and in the cell where it is largest. Motion is what the policy over frames has to see: noise,
-    unlike motion, is no larger over two frames than over one, and a small thing that moves is lost in a mean. Each of
-    these values is standardised over the data before W1, or the changes would hardly count beside the means.
+    G (ours) looks at a patch of 2×2 positions in each of about 8×8 cells of a map, in up to 32 channels, and gives per
+    channel their mean in each of `num_bins` bins of time, and the logarithm of the absolute change over one frame and
+    over two, in the mean over the cells and in the cell where it is largest. Motion is what the policy over frames has
+    to see: noise, unlike motion, is no larger over two frames than over one, and a small thing that moves is lost in a
+    mean. Each of these values is standardised over the data before W1, or the changes would hardly count beside the
+    means.
 
     β and W2 start such that only the full choice is taken, whatever the input.
     """
@@ -99,9 +103,10 @@ class Gate(nn.Module):
         super().__init__()
         self.grid, self.out_frames = grid, out_frames
         self.kind, self.normalize, self.num_bins = kind, normalize, num_bins
+        self.in_channels, self.num_seen = in_channels, min(in_channels, _SEEN)
         num_entries = len(grid.frame_strides) + len(grid.channel_shares)
-        self.scale = nn.BatchNorm1d(_VIEWS * num_bins * in_channels, affine=False)
-        self.hidden = nn.Linear(_VIEWS * num_bins * in_channels, hidden)
+        self.scale = nn.BatchNorm1d(_VIEWS * num_bins * self.num_seen, affine=False)
+        self.hidden = nn.Linear(_VIEWS * num_bins * self.num_seen, hidden)
         self.norm = nn.BatchNorm1d(hidden)
         self.out = nn.Linear(hidden, num_entries)
         self.register_buffer("temperature", torch.tensor(1.0))
@@ -153,9 +158,24 @@ class Gate(nn.Module):
         full = [0 if choice in choices else place for place, choice in enumerate(self.grid.all())]
         self.runs = torch.tensor(full, device=self.temperature.device) if choices else None
 
+    @property
+    def bears_reordering(self) -> bool:
+        """Whether it can decide as before if its input's channels come in another order: it sees all, or heeds none."""
+        if self.num_seen == self.in_channels:
+            return True
+        moves, start = self.out.weight.detach().abs().sum(1), self.out.bias.detach()
+        entries = [len(self.grid.frame_strides), len(self.grid.channel_shares)]
+        pairs = zip(torch.split(moves, entries), torch.split(start, entries), strict=True)
+        return all(bool((bias[0] - move[0] > (bias + move)[1:]).all()) for move, bias in pairs)
+
     @torch.no_grad()
     def reorder_inputs(self, order: Tensor) -> None:
-        """Decide as before on inputs whose channel k is now what was channel `order[k]`, int64 (C,)."""
+        """Decide as before on inputs whose channel k is now what was channel `order[k]`, int64 (C,).
+
+        For gates that bear it: one that heeds no channel stays as it is.
+        """
+        if self.num_seen < self.in_channels:
+            return
         weight, means = self.hidden.weight, (self.scale.running_mean, self.scale.running_var)
         columns = torch.arange(weight.shape[1], device=weight.device).view(len(order), -1)
         columns = columns[order.to(weight.device)].flatten()
@@ -209,11 +229,15 @@ class Gate(nn.Module):
         return z
 
     def look(self, x: Tensor) -> Tensor:
-        """G: (N, C, T, H, W) → (N, F), F = 5 · bins · C."""
-        cells = _average_patches(x)
-        views = [cells.mean((3, 4)), *(view for lag in _LAGS for view in _log_changes(cells, lag))]
-        pooled = [F.adaptive_avg_pool1d(values, self.num_bins) for values in views]
-        return torch.cat(pooled, dim=2).flatten(1).to(self.hidden.weight.dtype)
+        """G: (N, C, T, H, W) → (N, F), F = 5 · bins · channels seen."""
+        cells = _average_patches(x[:, : self.num_seen])
+        changes = [_changes(cells, lag) for lag in _LAGS]
+        both = torch.cat(changes, dim=2)
+        summaries = torch.cat([_over_cells(F.avg_pool2d, both), _over_cells(F.max_pool2d, both)], dim=1)
+        logs = torch.split((summaries + _SMALL_CHANGE).log(), [change.shape[2] for change in changes], dim=2)
+        pooled = [F.adaptive_avg_pool1d(view, self.num_bins) for view in (_over_cells(F.avg_pool2d, cells), *logs)]
+        views = torch.cat(pooled, dim=1).view(len(x), _VIEWS, self.num_seen, self.num_bins)
+        return views.transpose(1, 2).flatten(1).to(self.hidden.weight.dtype)
 
     def _normed(self, norm: nn.BatchNorm1d, values: Tensor) -> Tensor:
         if self.training and len(values) == 1:  # one clip has no statistics of its own
@@ -243,14 +267,17 @@ def _soft_modulation(z: Tensor, normalize: bool) -> Tensor:
     return weights / weights.sum(1, keepdim=True) if normalize else weights
 
 
-def _log_changes(cells: Tensor, lag: int) -> Iterator[Tensor]:
-    """log(|change| + small) over `lag` frames of (N, C, T, h, w), in the mean and at most: (N, C, T − lag, or 1)."""
+def _changes(cells: Tensor, lag: int) -> Tensor:
+    """|change| over `lag` frames of (N, C, T, h, w): (N, C, T − lag, h, w), or one frame of zeros."""
     if cells.shape[2] <= lag:
-        change = torch.zeros_like(cells[:, :, :1])
-    else:
-        change = (cells[:, :, lag:] - cells[:, :, :-lag]).abs()
-    for summary in (change.mean((3, 4)), change.amax((3, 4))):
-        yield (summary + _SMALL_CHANGE).log()
+        return torch.zeros_like(cells[:, :, :1])
+    return (cells[:, :, lag:] - cells[:, :, :-lag]).abs()
+
+
+def _over_cells(pool: Callable[..., Tensor], cells: Tensor) -> Tensor:
+    """(N, C, T, h, w) → (N, C, T) by a pooling operator of maps, which take a tenth of what reductions take."""
+    pooled = pool(cells.transpose(1, 2).flatten(0, 1), cells.shape[3:])
+    return pooled.view(cells.shape[0], cells.shape[2], cells.shape[1]).transpose(1, 2)
 
 
 def _average_patches(x: Tensor) -> Tensor:

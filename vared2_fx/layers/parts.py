@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vared2_fx.layers.block_geometry import BlockGeometry
+from vared2_fx.layers.convolve import convolve
 from vared2_fx.layers.geometry import ConvGeometry, is_known
 from vared2_fx.layers.rebuild import ChannelRebuild, FrameRebuild
 
@@ -71,7 +72,7 @@ class SlimConv(nn.Module):
         """(N, num_in, T_in, H_in, W_in) → (N, num_out, T, H, W)."""
         weight, bias = self.weights()
         conv = self.conv
-        return F.conv3d(x, weight, bias, conv.stride, conv.padding, conv.dilation, self.groups)
+        return convolve(x, weight, bias, conv.stride, conv.padding, conv.dilation, self.groups)
 
     def weights(self) -> tuple[Tensor, Tensor | None]:
         """Kernel (num_out, num_in / groups, …) and bias (num_out,) of what is computed."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from vared2_fx.errors import ConvertError
 from vared2_fx.layers import ConvGeometry, DynamicConv, FrameRebuild
 from vared2_fx.passes.hooks import has_hooks
 from vared2_fx.passes.rewrite import regions, remove_gates
@@ -85,7 +86,18 @@ def reorder_channels(free: FreeChannels, orders: Mapping[ChannelSet, Tensor]) ->
         orders: for some of the sets, the channel that comes to each place, int64 (C,).
 
     Keeps: what the original network computes, up to the rounding of sums that are added up in another order.
+
+    Raises:
+        ConvertError: a trained gate looks at some channels only, and would see others; nothing is changed.
     """
+    for path, region in regions(free.dynamic).items():
+        source = _order(free, orders, free.entries.get(path))
+        if source is not None and not region.gate.bears_reordering:
+            raise ConvertError(
+                f"calibrate: the gate of `{path}` is trained, on the first {region.gate.num_seen} of "
+                f"{region.gate.in_channels} channels, which another order would take from it. Calibrate before "
+                "fine-tuning, or pass reorder=False."
+            )
     for node, role in free.roles.items():
         order, source = _order(free, orders, node), _order(free, orders, *role.reads[:1])
         if role.kind == "conv" and (order is not None or source is not None):

@@ -152,8 +152,8 @@ def make_block(
         for node in facts.block.nodes:
             if facts.roles[node].kind == "norm":
                 swaps[nodes[node]] = SlimNorm(module_of(gm, node), statistics[choice][node])
-            elif facts.roles[node].kind == "conv" and share < 1.0:
-                rebuild = channel_rebuilds[share].get(node)
+            elif facts.roles[node].kind == "conv":
+                rebuild = channel_rebuilds[share].get(node) if share < 1.0 else None
                 swaps[nodes[node]] = _slim_conv(gm, facts, node, share, rebuild)
         frames = None if stride == 1 else frame_rebuilds[grid.frame_strides.index(stride) - 1]
         variants[choice] = _variant(body, swaps, None if frames is None else FrameReturn(frames, geometries[1.0]))
@@ -275,9 +275,6 @@ def _slim_conv(
     gm: fx.GraphModule, facts: BlockFacts, node: fx.Node, share: float, rebuild: ChannelRebuild | None
 ) -> nn.Module:
     conv, source = module_of(gm, node), facts.roles[node].reads[0]
-    if not facts.is_slim(node, share) and not facts.is_slim(source, share):
-        assert isinstance(conv, nn.Conv3d)
-        return conv
     return SlimConv(conv, facts.kept(node, share), facts.kept(source, share), rebuild)
 
 
