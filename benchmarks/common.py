@@ -1,5 +1,6 @@
 """What every benchmark needs: the machine in words, interleaved timing, peak memory, results on disk."""
 
+import ctypes
 import json
 import platform
 import resource
@@ -44,6 +45,21 @@ def ratios(seconds: dict[str, list[float]], name: str, base: str) -> dict[str, f
     """Median, smallest and largest of the round-by-round ratios of `name` to `base`."""
     values = [a / b for a, b in zip(seconds[name], seconds[base], strict=True)]
     return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def keep_memory() -> bool:
+    """Let glibc keep what is freed, for the rest of this process; whether it could.
+
+    Otherwise every large map goes back to the system after use, and a batch of them is fetched anew page by page, which
+    can take longer than the convolutions: base and variants would be compared by how many maps they make.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except OSError:
+        return False
+    options = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 2**28)}
+    taken = [mallopt(*option) for option in options.values()]
+    return all(taken)
 
 
 def peak_mib() -> float:

@@ -5,11 +5,13 @@
 Granularity `block`, random weights with norm statistics as in use. In turns in one process:
 
 - gates: the network with everything computed, gates asked, by the same without asking them; the difference as a share
-  of the original's time. One clip.
-- mixed: 8 clips with a choice of their own for each region, drawn at random, in one batch; by the sum of their times
-  one by one. Above 1: faster than one by one.
+  of the original's time. One clip. After `autotune` once more: regions in which nothing pays ask no gate.
+- mixed: 8 clips with a choice of their own for each region, drawn at random. The speed-up over the original of one
+  batch, by that of the clips one by one. Above 1: the batch gains more.
 - autotuned: each choice for all regions, those that do not pay computed in full; the speed-up over the original. One
   clip. `full` has no gates to ask: what conversion itself takes.
+
+Freed memory is kept by the process (`keep_memory`).
 """
 
 import argparse
@@ -25,7 +27,7 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
-from common import LAYOUTS, RESULTS, machine
+from common import LAYOUTS, RESULTS, keep_memory, machine
 from torch import Tensor, fx
 
 import vared2_fx as vr
@@ -74,6 +76,11 @@ def ratios(over: list[float], under: list[float]) -> dict[str, float]:
     return {"median": middle, "low": low, "high": high}
 
 
+def gates_share(times: dict[str, list[float]]) -> dict[str, float]:
+    asked = [(g - f) / b for g, f, b in zip(times["gates"], times["full"], times["base"], strict=True)]
+    return {"median": median(asked), "low": min(asked), "high": max(asked)}
+
+
 @torch.inference_mode()
 def run(name: str, layout: str, rounds: int) -> dict[str, Any]:
     torch.manual_seed(0)
@@ -92,8 +99,7 @@ def run(name: str, layout: str, rounds: int) -> dict[str, Any]:
     }
     times = in_turns(runs, rounds=rounds, warmup=2)
     found: dict[str, Any] = {"base_ms": median(times["base"]), "full": ratios(times["base"], times["full"])}
-    asked = [(g - f) / b for g, f, b in zip(times["gates"], times["full"], times["base"], strict=True)]
-    found["gates_share"] = {"median": median(asked), "low": min(asked), "high": max(asked)}
+    found["gates_share"] = gates_share(times)
 
     rows = drawn(dynamic, BATCH)
 
@@ -106,12 +112,19 @@ def run(name: str, layout: str, rounds: int) -> dict[str, Any]:
             with decided(dynamic, {path: row[number : number + 1] for path, row in rows.items()}):
                 dynamic(clips[number : number + 1])
 
-    mixed = in_turns({"batch": batch, "singles": singles}, rounds=max(3, rounds // 2))
-    found["mixed_batch"] = ratios(mixed["singles"], mixed["batch"])
+    alone = [clips[number : number + 1] for number in range(BATCH)]
+    both = {"base batch": partial(model, clips), "base singles": lambda: [model(clip) for clip in alone]}
+    mixed = in_turns({**both, "batch": batch, "singles": singles}, rounds=max(3, rounds // 2), warmup=1)
+    gained = {
+        name: [a / b for a, b in zip(mixed[f"base {name}"], mixed[name], strict=True)] for name in ("batch", "singles")
+    }
+    found["mixed"] = {name: median(values) for name, values in gained.items()}
+    found["mixed"]["batch by singles"] = ratios(gained["batch"], gained["singles"])
 
     with tempfile.TemporaryDirectory() as store:
         tuned = vr.autotune(dynamic, clip, store=store)
     found["replaced"] = {path: list(map(str, choices)) for path, choices in tuned.replaced.items()}
+    found["gates_share_autotuned"] = gates_share(in_turns(runs, rounds=rounds, warmup=1))
     tries = {str(vr.Choice(*choice)): partial(with_policy, dynamic, choice, clip) for choice in CHOICES}
     times = in_turns({"base": partial(model, clip), **tries}, rounds=rounds, warmup=1)
     found["autotuned"] = {choice: ratios(times["base"], times[choice]) for choice in tries}
@@ -126,6 +139,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    kept = keep_memory()
     path = RESULTS / "dynamic.json"
     document = json.loads(path.read_text()) if path.exists() else {}
     for name in args.networks:
@@ -134,7 +148,7 @@ def main() -> None:
             print(
                 name, layout, json.dumps({key: value for key, value in found.items() if key != "replaced"}), flush=True
             )
-            document[f"{name} {layout}"] = {**machine(), "rounds": args.rounds, **found}
+            document[f"{name} {layout}"] = {**machine(), "memory_kept": kept, "rounds": args.rounds, **found}
             path.write_text(json.dumps(document, indent=1) + "\n")
 
 

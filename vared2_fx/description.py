@@ -14,7 +14,7 @@ from vared2_fx.passes.nesting import read_nesting
 from vared2_fx.passes.plan import Plan
 from vared2_fx.typed_json import as_type, digest, read_document
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 
 _KEYS = {"format_version", "source", "config", "plan", "graph", "training", "weights_sha256", "sha256"}
 

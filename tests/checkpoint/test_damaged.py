@@ -74,7 +74,7 @@ DAMAGES = {
     "nesting without end": (lambda f: (f / CONFIG_FILE).write_text("[" * 100_000), "no valid JSON"),
     "changed by hand": (by_hand('"gate_bins": 4', '"gate_bins": 3'), "changed after it was written"),
     "a way out": (lambda f: edited(f, weights_sha256="/../../../etc/passwd"), "weights_sha256 is '/../"),
-    "other version": (lambda f: edited(f, format_version=99), "format version 99, this release reads 5"),
+    "other version": (lambda f: edited(f, format_version=99), "format version 99, this release reads 6"),
     "no plan": (lambda f: edited(f, plan=...), "lacks plan; the file is damaged"),
     "no checksum": (lambda f: edited(f, weights_sha256=...), "lacks weights_sha256"),
     "wrong plan": (lambda f: edited(f, plan={"entries": 3}), "holds what cannot be: plan lacks network"),
