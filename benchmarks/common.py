@@ -57,8 +57,8 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except OSError:
         return False
-    options = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 2**28)}
-    taken = [mallopt(*option) for option in options.values()]
+    mmap_max, trim_threshold, top_pad = -4, -1, -2
+    taken = [mallopt(mmap_max, 0), mallopt(trim_threshold, 2**31 - 1), mallopt(top_pad, 2**28)]
     return all(taken)
 
 

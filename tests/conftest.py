@@ -31,8 +31,21 @@ def scene_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def one_thread():
     """Torch on one thread, for what has to agree with another process: products of matrices round by their number."""
+    with threads(1):
+        yield
+
+
+@pytest.fixture
+def two_threads():
+    """Torch on two threads: with one it gives no 1×1 kernel to oneDNN, whatever the map."""
+    with threads(2):
+        yield
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
     yield
     torch.set_num_threads(before)
 

@@ -40,15 +40,6 @@ def test_groups_and_padding_in_words(padding):
     assert torch.equal(convolve(x, *given), F.conv3d(x, *given))
 
 
-@pytest.fixture
-def two_threads():
-    """With one thread torch gives no 1×1 kernel to oneDNN, whatever the map."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("kernel", [(1, 1, 1), (1, 3, 3), (3, 1, 1)])
 def test_keeps_the_layout(kernel):

@@ -307,3 +307,13 @@ def test_only_gates_that_cannot_tell_bear_another_order_of_their_channels():
     nn.init.normal_(many.out.weight, std=10)
     assert few.bears_reordering
     assert not many.bears_reordering
+
+
+def test_an_open_entry_of_soft_modulation_does_not_bear_another_order():
+    """Full weighs most whatever it sees, but how much of the others comes with it depends on that."""
+    gate = Gate(40, GRID, lambda frames: frames, kind="soft_modulation")
+    assert gate.bears_reordering
+    nn.init.constant_(gate.out.weight, 0.01)
+    with torch.no_grad():
+        gate.out.bias.copy_(torch.tensor([2.0, 1.0, -2.0, 2.0, -2.0]))
+    assert not gate.bears_reordering

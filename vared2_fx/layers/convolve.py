@@ -11,7 +11,7 @@ from vared2_fx.layers.geometry import is_known
 
 _SMALL = 20480
 """C·T·H of one clip up to which torch (aten/src/ATen/native/Convolution.cpp, `use_mkldnn`) does not ask oneDNN but
-takes a matrix product of its own. That is no slower, but gives its output up to the contiguous layout."""
+takes a matrix product of its own, whose output is contiguous."""
 
 
 def convolve(

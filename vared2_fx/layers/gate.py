@@ -163,10 +163,11 @@ class Gate(nn.Module):
         """Whether it can decide as before if its input's channels come in another order: it sees all, or heeds none."""
         if self.num_seen == self.in_channels:
             return True
-        moves, start = self.out.weight.detach().abs().sum(1), self.out.bias.detach()
+        moves, start = self.out.weight.detach().abs().sum(1), self.out.bias.detach()  # tanh: of at most 1
         entries = [len(self.grid.frame_strides), len(self.grid.channel_shares)]
-        pairs = zip(torch.split(moves, entries), torch.split(start, entries), strict=True)
-        return all(bool((bias[0] - move[0] > (bias + move)[1:]).all()) for move, bias in pairs)
+        lowest, highest = torch.split(start - moves, entries), torch.split(start + moves, entries)
+        closed = 0.0 if self.kind == "soft_modulation" else math.inf
+        return all(bool((high[1:] < low[0].clamp_max(closed)).all()) for low, high in zip(lowest, highest, strict=True))
 
     @torch.no_grad()
     def reorder_inputs(self, order: Tensor) -> None:
@@ -275,7 +276,7 @@ def _changes(cells: Tensor, lag: int) -> Tensor:
 
 
 def _over_cells(pool: Callable[..., Tensor], cells: Tensor) -> Tensor:
-    """(N, C, T, h, w) → (N, C, T) by a pooling operator of maps, which take a tenth of what reductions take."""
+    """(N, C, T, h, w) → (N, C, T) by a pooling operator of maps; reductions are slow in `channels_last_3d`."""
     pooled = pool(cells.transpose(1, 2).flatten(0, 1), cells.shape[3:])
     return pooled.view(cells.shape[0], cells.shape[2], cells.shape[1]).transpose(1, 2)
 

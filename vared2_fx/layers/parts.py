@@ -43,7 +43,7 @@ class FrameReturn(nn.Module):
 
 
 class SlimConv(nn.Module):
-    """A convolution that gives its first K channels, or reads only the first of its input's, or both.
+    """A convolution that gives its first K channels, or reads only the first of its input's, or both, or neither.
 
     What it does not read is a linear function of what it reads (Φc), so that it is part of its kernel: Σ over the
     skipped channels s of w_s · (scale_s · x_source(s) + bias_s). At the rim of a padded map the bias is counted as if
