@@ -5,13 +5,16 @@
 
 For each seed a base network is trained, converted and fine-tuned by each recipe asked for; then the controls are, each
 for as long as the slowest recipe took (seconds of processor time). After every step the raw results are written, and
-what is there already is not run again. Splits are in `avletters_parts/clips.py`; the data is not part of this project.
+what is there already is not run again; several processes may share a file, each with seeds of its own. Splits are in
+`avletters_parts/clips.py`; the data is not part of this project.
 """
 
 import argparse
+import fcntl
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from typing import Any
 import torch
 from avletters_parts.clips import Loader, data_file, read_parts
 from avletters_parts.controls import Controls
-from avletters_parts.learned import Recipe, run_recipe
+from avletters_parts.learned import TEACHERS, Recipe, run_recipe
 from avletters_parts.networks import NAMES, make_network
 from avletters_parts.table import table
 from avletters_parts.training import top1, train
@@ -29,8 +32,6 @@ from torch import nn
 
 import vared2_fx as vr
 from vared2_fx.policy.statistics import dense_macs
-
-_STATIC = {"uniform R = 2": (2, 1.0), "uniform r = 1/2": (1, 0.5)}
 
 
 class Steps:
@@ -51,10 +52,20 @@ class Steps:
         if name not in known:
             start = time.perf_counter()
             known[name] = step()
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(json.dumps(self.document, indent=1) + "\n")
+            self._write(str(seed), name)
             print(f"seed {seed}: {name}: {time.perf_counter() - start:.0f} s", flush=True)
         return known[name]
+
+    def _write(self, seed: str, name: str) -> None:
+        """Add one result to what is on disk, where other processes add those of other seeds."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            held = json.loads(file.read() or "null") or self.document | {"seeds": {}}
+            held["seeds"].setdefault(seed, {})[name] = self.document["seeds"][seed][name]
+            file.truncate(0)
+            file.write(json.dumps(held, indent=1) + "\n")
 
 
 def train_base(args: argparse.Namespace, loaders: dict[str, Loader], seed: int, weights: Path) -> dict[str, Any]:
@@ -80,7 +91,6 @@ def run_seed(args: argparse.Namespace, steps: Steps, seed: int) -> None:
     loaders = {
         "train": Loader(parts["train"], training=True, seed=seed),
         "calibrate": Loader(parts["train"], training=True, batch_size=32, seed=seed),
-        "fit": Loader(parts["val"], training=True, copies=args.copies, fixed=True, seed=seed),
         "val": Loader(parts["val"], batch_size=52),
         "test": Loader(parts["test"], batch_size=52),
     }
@@ -89,7 +99,15 @@ def run_seed(args: argparse.Namespace, steps: Steps, seed: int) -> None:
     if not weights.exists():
         train_base(args, loaders, seed, weights)  # the same again, under the same seed
     base = load_base(args, weights)
-    config = vr.FinetuneConfig(epochs=args.epochs, lr=args.lr, own_share=args.own_share, seed=seed, progress=False)
+    config = vr.FinetuneConfig(
+        epochs=args.epochs,
+        lr=args.lr,
+        own_share=args.own_share,
+        settle_gates=args.settle_gates,
+        schedule="variants_first",
+        seed=seed,
+        progress=False,
+    )
     recipes = recipes_of(args)
     found = {
         str(recipe): steps.once(
@@ -107,8 +125,10 @@ def run_controls(
 ) -> None:
     seconds = max(result["seconds"] for result in found.values())
     steps.once(seed, "base, fine-tuned as long", lambda: controls.longer(seconds))
-    for name, choice in _STATIC.items():
-        steps.once(seed, name, lambda choice=choice: controls.static(recipe, {"*": choice}, seconds))
+    steps.once(seed, "base, fine-tuned as long at a fifth of the rate", lambda: controls.longer(seconds, rate=0.2))
+    for stride, share in ((args.frame_strides[1], 1.0), (1, args.channel_shares[1])):
+        run = partial(controls.static, recipe, {"*": (stride, share)}, seconds)
+        steps.once(seed, f"uniform R = {stride}, r = {share:g}", run)
     for target in args.targets:
         at = f"at {target:g}"
         layers = found[str(recipe)]["points"][f"{target:g}"]["layers"]
@@ -116,12 +136,24 @@ def run_controls(
         steps.once(seed, average, lambda layers=layers: controls.average(recipe, layers, seconds))
         steps.once(seed, f"fewer frames, {at}", lambda target=target: controls.fewer_frames(target, seconds))
         steps.once(seed, f"smaller pictures, {at}", lambda target=target: controls.smaller_pictures(target, seconds))
+        steps.once(seed, f"pruned, {at}", lambda target=target: controls.pruned(target, seconds))
 
 
 def recipes_of(args: argparse.Namespace) -> list[Recipe]:
     return [
-        Recipe(granularity=g, gate=gate, schedule=s, calibrated=c == "calibrated", distilled=d == "distilled")
-        for g, gate, s, c, d in product(args.granularity, args.gate, args.schedule, args.start, args.teacher)
+        Recipe(
+            granularity=granularity,
+            gate=gate,
+            schedule=schedule,
+            calibrated=start == "calibrated",
+            teacher=teacher,
+            frame_strides=tuple(args.frame_strides),
+            channel_shares=tuple(args.channel_shares),
+        )
+        for granularity, gate, schedule, start, teacher in product(
+            args.granularity, args.gate, args.schedule, args.start, args.teacher
+        )
+        if schedule == "variants_first" or teacher in ("labels", "original")
     ]
 
 
@@ -135,14 +167,16 @@ def main() -> None:
     parser.add_argument("--gate", choices=("softmax", "gumbel"), default=["softmax"], **many)
     parser.add_argument("--schedule", choices=("variants_first", "joint"), default=["variants_first", "joint"], **many)
     parser.add_argument("--start", choices=("calibrated", "uncalibrated"), default=["calibrated"], **many)
-    parser.add_argument("--teacher", choices=("distilled", "labels"), default=["distilled"], **many)
+    parser.add_argument("--teacher", choices=tuple(TEACHERS), default=["original"], **many)
+    parser.add_argument("--frame-strides", type=int, default=[1, 2, 4], **many)
+    parser.add_argument("--channel-shares", type=float, default=[1.0, 0.5], **many)
     parser.add_argument("--targets", type=float, default=[0.6], help="shares of the base's multiply-adds", **many)
     parser.add_argument("--base-epochs", type=int, default=30)
     parser.add_argument("--base-lr", type=float, default=4e-3)
     parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning")
     parser.add_argument("--lr", type=float, default=5e-4, help="of fine-tuning, gates' apart; the controls' too")
     parser.add_argument("--own-share", type=float, default=0.3, help="see FinetuneConfig")
-    parser.add_argument("--copies", type=int, default=2, help="of each validation clip, for gates fitted to a target")
+    parser.add_argument("--settle-gates", action="store_true", help="see FinetuneConfig")
     parser.add_argument("--letters", type=int, default=26, help="the first ones only")
     parser.add_argument("--no-controls", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
@@ -156,7 +190,8 @@ def main() -> None:
     if not data_file().exists():
         raise SystemExit(f"No {data_file()}: set VARED2_DATA to the folder that holds avletters/.")
     torch.set_num_threads(args.threads)
-    kept = ("network", "width", "base_epochs", "base_lr", "epochs", "lr", "own_share", "copies", "letters", "threads")
+    kept = ("network", "width", "base_epochs", "base_lr", "epochs", "lr", "own_share", "letters", "threads")
+    kept += ("frame_strides", "channel_shares", "settle_gates")
     steps = Steps(args.out, {key: getattr(args, key) for key in kept})
     for seed in args.seeds:
         run_seed(args, steps, seed)

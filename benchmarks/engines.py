@@ -3,7 +3,8 @@
     python benchmarks/engines.py [--networks x3d_m slow_r50 …] [--engines openvino onnx torch] [--batches 1 8]
 
 Random weights with norm statistics as in use; every region at the choice, or, in `mixed`, each at one that was drawn
-for it. Base and variants run in turns in one process, prepared the same way. Results of earlier runs stay in the file,
+for it. Base and variants run in turns in one process, prepared the same way; freed memory is kept by the process
+(`keep_memory`). Results of earlier runs stay in the file,
 those of the same network, engine and batch are replaced. `engines_table.py` makes docs/speed.md of it.
 """
 
@@ -15,7 +16,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from common import RESULTS
+from common import RESULTS, keep_memory
 
 import vared2_fx as vr
 from vared2_fx.convert import conversion
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
+    kept = keep_memory()
     torch.set_num_threads(args.threads)
     path = RESULTS / "engines.json"
     found = json.loads(path.read_text()) if path.exists() else {}
@@ -64,7 +66,7 @@ def main() -> None:
             warmup=2,
         )
         print(result, flush=True)
-        found[f"{name} {engine} batch {batch}"] = json.loads(result.to_json())
+        found[f"{name} {engine} batch {batch}"] = json.loads(result.to_json()) | {"memory_kept": kept}
         path.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -11,7 +11,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("VARED2_DATA", ROOT.parent / "shared" / "data"))
-SMALL = ("--seeds", "0", "--letters", "2", "--width", "8", "--base-epochs", "1", "--epochs", "1", "--copies", "1")
+SMALL = ("--seeds", "0", "--letters", "2", "--width", "8", "--base-epochs", "1", "--epochs", "1")
 WAYS = ("--granularity", "block", "--schedule", "joint", "--targets", "0.7")
 
 needs_data = pytest.mark.skipif(
@@ -46,9 +46,9 @@ def test_every_step_runs_once(tmp_path):
     assert 0 < found["min_share"] <= found["share"] <= found["max_share"]
     assert len(found["shuffled"]) == 2
     controls = [name for name in steps if name not in (learned, "base")]
-    assert len(controls) == 6
+    assert len(controls) == 8
     assert all(0 <= steps[name]["top1"] <= 1 and steps[name]["epochs"] >= 1 for name in controls)
-    assert steps["uniform R = 2"]["share"] < 1 == steps["base, fine-tuned as long"]["share"]
+    assert steps["uniform R = 2, r = 1"]["share"] < 1 == steps["base, fine-tuned as long"]["share"]
     again = run(tmp_path)
     assert "seed 0:" in first.stdout
     assert "seed 0:" not in again.stdout  # all is there

@@ -173,8 +173,7 @@ class FinetuneConfig:
     """`joint`: weights and gates together, by task and efficiency loss (the paper's, as we understand it).
     `variants_first` (ours): all epochs train the weights, each batch with one choice of all regions alike, so that
     each is good by itself, and with one for each region, so that a gate may err; then `fit_gates` teaches the gates, on
-    the validation clips, which the weights have not seen. The efficiency loss, the target and label smoothing are not
-    used."""
+    the validation clips, which the weights have not seen. The efficiency loss and label smoothing are not used."""
 
     optimizer: str = "adamw"
     """Any optimiser that timm knows by name."""
@@ -202,6 +201,15 @@ class FinetuneConfig:
     """Weight of distillation from the original network (ours) beside the cross-entropy; 1 is usual, 0 goes without.
     Where clips have no labels it is the whole task, and the original's answers count as right."""
 
+    self_distill_weight: float = 0.0
+    """With `variants_first`: weight of distillation from the full choice (ours, after Yu and Huang, 2019). It is then
+    trained on every batch, learns from labels and the original, and all other choices learn from labels and from it,
+    on the same clips. Dearer, by the full choice's pass; 1 is usual, 0 goes without."""
+
+    feature_distill_weight: float = 0.0
+    """With either distillation: weight of what the last linear layer is given, beside the scores: the squared distance
+    from the teacher's, over the square of those; 1 is usual, 0 goes without."""
+
     distill_temperature: float = 2.0
     """Softens both answers before they are compared; see `distillation_loss`."""
 
@@ -214,8 +222,8 @@ class FinetuneConfig:
     target_macs: float | str | None = None
     """Share of the original's multiply-adds to come down to (0.6 or "60%": 40 % saved); None: as low as λ pushes.
     Text becomes a number. λ is then steered such that it is met (ours, see `TargetController`), and the best epoch
-    is one that computes at most 2 points more. A share that the network cannot reach is refused before the first
-    step."""
+    is one that computes at most 2 points more; with `variants_first` gates are fitted to stay within it. A share that
+    the network cannot reach is refused before the first step."""
 
     temperature: tuple[float, float] = (1.0, 0.2)
     """Of `softmax` and `gumbel` gates, at the first and at the last step; exponential between. See `Gate`."""
@@ -226,7 +234,11 @@ class FinetuneConfig:
 
     gate_loss_weight: float = 3.0
     """With `variants_first`: what a loss of 1 counts for the gates beside the share of the multiply-adds; the larger,
-    the less they risk. See `fit_gates`."""
+    the less they risk. Searched for where there is a target. See `fit_gates`."""
+
+    settle_gates: bool = False
+    """With `variants_first`: believe a gate only if what it learned pays on videos that it did not learn from, and
+    settle it at the choice that is best for all otherwise. See `settle` of `fit_gates`."""
 
     freeze_norms: bool = True
     """Let the network's batch norms keep the statistics that they were trained with. Those of a batch would depend
@@ -281,14 +293,27 @@ class FinetuneConfig:
             "warmup_epochs",
             "clip_grad",
             "distill_weight",
+            "self_distill_weight",
+            "feature_distill_weight",
             "mixup",
         ):
             if getattr(self, name) < 0:
                 raise ConvertError(f"FinetuneConfig: {name}={getattr(self, name)} is negative.")
         object.__setattr__(self, "target_macs", read_target("FinetuneConfig: target_macs", self.target_macs))
         _one_of("FinetuneConfig: schedule", self.schedule, get_args(Schedule))
-        joint_only = ("target_macs", "label_smoothing", "patience", "mixup", "ema_decay")
+        joint_only = ("label_smoothing", "patience", "mixup", "ema_decay")
         unused = [name for name in joint_only if getattr(self, name)]
+        if self.schedule == "joint" and self.self_distill_weight:
+            raise ConvertError(
+                "FinetuneConfig: self_distill_weight needs schedule='variants_first'; with the joint schedule the "
+                "original teaches, distill_weight=1."
+            )
+        if self.schedule == "joint" and self.settle_gates:
+            raise ConvertError("FinetuneConfig: settle_gates needs schedule='variants_first', which fits gates.")
+        if self.feature_distill_weight and not self.distill_weight + self.self_distill_weight:
+            raise ConvertError(
+                "FinetuneConfig: feature_distill_weight goes with a teacher: distill_weight=1 or self_distill_weight=1."
+            )
         if self.schedule == "variants_first" and unused:
             raise ConvertError(
                 f"FinetuneConfig: {unused[0]} has no effect with schedule='variants_first', where weights learn each "

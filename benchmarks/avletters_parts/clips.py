@@ -57,7 +57,7 @@ def read_parts(seed: int, num_letters: int = 26) -> dict[str, Part]:
 
 
 class Loader:
-    """Batches {"video": (N, 1, T, H, W), "label": (N,)}; clips are resampled over their whole length."""
+    """Batches {"video": (N, 1, T, H, W), "label": (N,), "video_name": [N]}; all clips over their whole length."""
 
     def __init__(
         self,
@@ -67,20 +67,14 @@ class Loader:
         batch_size: int = 16,
         frames: int = FRAMES,
         scale: float = 1.0,
-        copies: int = 1,
-        fixed: bool = False,
         seed: int = 0,
     ) -> None:
-        """Shuffle, move, mirror, stretch and brighten where `training`; give each clip `copies` times an epoch.
-
-        `scale` is of the height and of the width of the pictures. `fixed`: every epoch is the first.
-        """
+        """Shuffle, move, mirror, stretch and brighten where `training`; `scale` is of the height and the width."""
         self._part, self._training, self._batch_size, self._seed = part, training, batch_size, seed
-        self._frames, self._size, self._copies = frames, tuple(round(scale * side) for side in CROP), copies
-        self._epoch, self._step = 0, 0 if fixed else 1
+        self._frames, self._size, self._epoch = frames, tuple(round(scale * side) for side in CROP), 0
 
     def __len__(self) -> int:
-        count = len(self._part.clips) * self._copies
+        count = len(self._part.clips)
         return max(1, count // self._batch_size) if self._training else -(-count // self._batch_size)
 
     def set_epoch(self, epoch: int) -> None:
@@ -89,8 +83,8 @@ class Loader:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         rng = np.random.default_rng((self._seed, self._epoch))
-        self._epoch += self._step
-        order = np.tile(np.arange(len(self._part.clips)), self._copies)
+        self._epoch += 1
+        order = np.arange(len(self._part.clips))
         if self._training:
             rng.shuffle(order)
         for number in range(len(self)):
@@ -99,7 +93,8 @@ class Loader:
             if self._size != CROP:
                 flat = F.interpolate(clips.flatten(0, 2)[:, None], self._size, mode="bilinear", antialias=True)
                 clips = flat.view(*clips.shape[:3], *self._size)
-            yield {"video": clips, "label": torch.tensor([self._part.labels[i] for i in some])}
+            labels = torch.tensor([self._part.labels[i] for i in some])
+            yield {"video": clips, "label": labels, "video_name": [str(i) for i in some]}
 
     def _clip(self, frames: np.ndarray, rng: np.random.Generator) -> Tensor:
         """(1, T, 42, 54) of mean 0 and deviation 1."""

@@ -21,10 +21,10 @@ from vared2_fx.passes.leaves import called_path
 from vared2_fx.passes.rewrite import regions
 from vared2_fx.policy.statistics import computed_choices
 
-LOSS_WEIGHTS = (6.0, 2.5, 1.0, 0.4, 0.15)
-"""What gates are fitted with, one after another, in search of a target's share of the multiply-adds."""
-EXCLUDED = ("stem.*", "blocks.0.*", "blocks.5.*")
-"""The stems, and the X3D's head."""
+EXCLUDED = ("stem.*", "blocks.0.*", "blocks.5.*", "*shortcut*")
+"""The stems, the X3D's head, and shortcuts, whose gates would cost more than they do."""
+TEACHERS = {"labels": (0.0, 0.0), "original": (1.0, 0.0), "full": (0.0, 1.0), "both": (1.0, 1.0)}
+"""Weights of distillation from the original, and from the full choice."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,20 +35,27 @@ class Recipe:
     gate: str = "softmax"
     schedule: str = "variants_first"
     calibrated: bool = True
-    distilled: bool = True
+    teacher: str = "original"
+    frame_strides: tuple[int, ...] = (1, 2, 4)
+    channel_shares: tuple[float, ...] = (1.0, 0.5)
 
     def __str__(self) -> str:
-        ways = ("calibrated" if self.calibrated else "uncalibrated", "distilled" if self.distilled else "labels alone")
+        ways = ("calibrated" if self.calibrated else "uncalibrated", f"taught by {self.teacher}")
         return ", ".join((self.granularity, self.gate, self.schedule, *ways))
 
 
 def converted(base: nn.Module, recipe: Recipe, calibration: Loader, seed: int) -> fx.GraphModule:
     """A copy of the base as `recipe` wants it before training."""
     torch.manual_seed(seed)
-    excluded = (*EXCLUDED, "*shortcut*") if recipe.granularity == "conv" else EXCLUDED  # too small for their own gates
     paths = [name for name, module in base.named_modules() if isinstance(module, nn.Conv3d)]
-    present = tuple(p for p in excluded if fnmatch.filter(paths, p))  # what names nothing is an error
-    config = vr.ConvertConfig(granularity=recipe.granularity, gate=recipe.gate, exclude=present)
+    present = tuple(p for p in EXCLUDED if fnmatch.filter(paths, p))  # what names nothing is an error
+    config = vr.ConvertConfig(
+        granularity=recipe.granularity,
+        gate=recipe.gate,
+        frame_strides=recipe.frame_strides,
+        channel_shares=recipe.channel_shares,
+        exclude=present,
+    )
     dynamic = vr.convert(base, next(iter(calibration))["video"][:1], config)
     if recipe.calibrated:
         vr.calibrate(dynamic, calibration)
@@ -62,47 +69,30 @@ def run_recipe(
     config: vr.FinetuneConfig,
     targets: list[float],
 ) -> dict[str, Any]:
-    """Fine-tune; then results on the test clips for each target. Gates, epochs and thresholds come from `val`."""
-    config = replace(config, schedule=recipe.schedule, distill_weight=1.0 if recipe.distilled else 0.0)
+    """Fine-tune for each target; then results on the test clips. Gates, epochs and thresholds come from `val`.
+
+    `seconds` are those of the longest fine-tuning.
+    """
+    original, full = TEACHERS[recipe.teacher]
+    config = replace(config, distill_weight=original, self_distill_weight=full)
+    if recipe.schedule == "variants_first":
+        config = replace(config, gate_lr=config.lr)  # of cheap operations alone, which are calibrated
+    else:
+        config = replace(config, schedule="joint", settle_gates=False, own_share=0.0)
     start = converted(base, recipe, loaders["calibrate"], config.seed)
-    result: dict[str, Any] = {"before": _rungs(start, loaders["test"]), "points": {}}
-    if recipe.schedule == "joint":
-        seconds = []
-        for target in targets:
-            dynamic = copy.deepcopy(start)
-            seconds.append(_finetune(dynamic, loaders, replace(config, target_macs=target), result))
-            result["points"][f"{target:g}"] = point(dynamic, loaders["test"])
-        return result | {"seconds": max(seconds)}
-    result["seconds"] = _finetune(start, loaders, replace(config, gate_lr=config.lr), result)
-    result["as trained"] = point(start, loaders["test"])
-    result["points"] = _fitted(start, loaders, targets)
-    result["after"] = _rungs(start, loaders["test"])
-    result["cascade"] = cascade(start, loaders["val"], loaders["test"], targets)
-    return result
-
-
-def _finetune(
-    dynamic: fx.GraphModule, loaders: dict[str, Loader], config: vr.FinetuneConfig, result: dict[str, Any]
-) -> float:
-    start = time.process_time()
-    found = vr.finetune(dynamic, loaders["train"], loaders["val"], config)
-    log = {"best_epoch": found.best_epoch, "history": [[e.accuracy, e.share] for e in found.history]}
-    result.setdefault("runs", []).append(log)
-    return time.process_time() - start
-
-
-def _fitted(dynamic: fx.GraphModule, loaders: dict[str, Loader], targets: list[float]) -> dict[str, Any]:
-    """For each target the gates whose share on the validation clips is nearest to it."""
-    tried = []
-    for weight in LOSS_WEIGHTS:
-        gates = copy.deepcopy(dynamic)
-        vr.fit_gates(gates, loaders["fit"], loss_weight=weight)
-        tried.append((vr.evaluate(gates, loaders["val"]).share, weight, gates))
-    points = {}
+    result: dict[str, Any] = {"before": _rungs(start, loaders["test"]), "points": {}, "seconds": 0.0}
     for target in targets:
-        _, weight, gates = min(tried, key=lambda entry: abs(entry[0] - target))
-        points[f"{target:g}"] = {"loss_weight": weight, **point(gates, loaders["test"])}
-    return points
+        dynamic = copy.deepcopy(start)
+        begun = time.process_time()
+        found = vr.finetune(dynamic, loaders["train"], loaders["val"], replace(config, target_macs=target))
+        seconds = time.process_time() - begun
+        result["seconds"] = max(result["seconds"], seconds)
+        run = {"best_epoch": found.best_epoch, "history": [[e.accuracy, e.share] for e in found.history]}
+        result["points"][f"{target:g}"] = point(dynamic, loaders["test"]) | run | {"seconds": seconds}
+        if recipe.schedule == "variants_first":
+            result["after"] = _rungs(dynamic, loaders["test"])
+            result["cascade"] = result.get("cascade", {}) | cascade(dynamic, loaders["val"], loaders["test"], [target])
+    return result
 
 
 def point(dynamic: fx.GraphModule, test: Loader, shuffles: int = 2) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Distillation: the loss by hand, and a network that learns from the original alone."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 import vared2_fx as vr
 from vared2_fx.errors import CheckpointError, ConvertError, DataError, TrainError
-from vared2_fx.train.distill import Answered, Teacher
+from vared2_fx.train.distill import Answered, Teacher, feature_loss, watching
 
 
 def test_the_loss_by_hand():
@@ -64,6 +65,69 @@ def test_with_labels_the_teacher_pulls():
         losses.append(says_dark.float().mean().item())
     assert losses[0] < 0.8
     assert losses[1] > 0.95
+
+
+@pytest.mark.parametrize("original", [True, False])
+def test_the_full_choice_teaches_the_others_on_the_same_clips(monkeypatch, original):
+    """It learns from the original, where that teaches, and the others from it; rates of zero keep all answers."""
+    net, module, taught = trained_net(), sys.modules["vared2_fx.train.objective"], []
+
+    def noted(scores: torch.Tensor, lesson: torch.Tensor, *, temperature: float) -> torch.Tensor:
+        assert scores.requires_grad
+        assert not lesson.requires_grad
+        taught.append(lesson)
+        return vr.distillation_loss(scores, lesson, temperature=temperature)
+
+    monkeypatch.setattr(module, "distillation_loss", noted)
+    dynamic = vr.convert(net, config=vr.ConvertConfig(min_macs_share=0.0))
+    rates = {"lr": 0.0, "gate_lr": 0.0, "weight_decay": 0.0}
+    ways = {"schedule": "variants_first", "self_distill_weight": 1.0, "distill_weight": float(original)}
+    teacher = small_net() if original else None
+    vr.finetune(dynamic, *loaders(), config(epochs=1, **rates, **ways), original=teacher)
+    expected = []
+    for clips, _ in loaders()[0]:
+        expected += [teacher(clips)] if teacher else []
+        expected += 2 * [net(clips)]
+    assert len(taught) == len(expected)
+    for lesson, answer in zip(taught, expected, strict=True):
+        torch.testing.assert_close(lesson, answer, rtol=0, atol=1e-5)
+
+
+def features_of(net: nn.Module, clips: torch.Tensor) -> torch.Tensor:
+    with watching(net.get_submodule("8")) as seen, torch.no_grad():
+        net(clips)
+    return seen[0]
+
+
+@pytest.mark.parametrize("schedule", ["joint", "variants_first"])
+def test_features_are_learned_beside_the_scores(schedule):
+    """Scores of a teacher whose classifier is all zero say nothing; its features are still come near to."""
+    teacher, clips = trained_net(), loaders()[1].dataset.tensors[0]
+    nn.init.zeros_(teacher.get_submodule("8").weight)
+    far = []
+    for weight in (0.0, 10.0):
+        dynamic = vr.convert(small_net(), config=vr.ConvertConfig(min_macs_share=0.0))
+        changes = {"epochs": 6, "lr": 1e-2, "distill_weight": 1.0, "feature_distill_weight": weight}
+        vr.finetune(dynamic, *unlabelled(), config(**changes, schedule=schedule), original=teacher)
+        assert not any(module._forward_pre_hooks for module in dynamic.modules())
+        far.append(float(feature_loss(features_of(dynamic, clips), features_of(teacher, clips))))
+    assert far[1] < 0.3 * far[0]
+
+
+def test_features_that_cannot_be_compared_are_refused():
+    dynamic, options = vr.convert(small_net()), config(distill_weight=1.0, feature_distill_weight=1.0)
+    headless = nn.Sequential(*small_net()[:8], nn.Sequential(nn.Linear(16, 2)))[:8]
+    with pytest.raises(TrainError, match="compares what `8` is given, and `original` has no such module"):
+        vr.finetune(dynamic, *loaders(), options, original=headless)
+    wide = nn.Sequential(nn.Flatten(), *(nn.Identity() for _ in range(7)), nn.LazyLinear(2))
+    wide(loaders()[1].dataset.tensors[0])
+    with pytest.raises(DataError, match=r"features of shape .* leave feature_distill_weight out"):
+        vr.finetune(dynamic, *loaders(), options, original=wide)
+    with pytest.raises(TrainError, match="the network calls none"):
+        pooled = nn.Sequential(*small_net()[:6], nn.Conv3d(16, 2, 1), nn.AdaptiveAvgPool3d(1), nn.Flatten())
+        vr.finetune(vr.convert(pooled), *loaders(), options)
+    with pytest.raises(ConvertError, match="goes with a teacher"):
+        config(feature_distill_weight=1.0)
 
 
 def test_the_teacher_stays_as_it_was(untouched):

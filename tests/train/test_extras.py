@@ -85,6 +85,8 @@ def test_an_average_goes_on_when_resumed(tmp_path):
     [
         {"ema_decay": 1.0},
         {"mixup": -1.0},
+        {"self_distill_weight": 1.0},
+        {"settle_gates": True},
         {"tensorboard": True},
         {"gradient_checkpointing": True, "freeze_norms": False},
     ],

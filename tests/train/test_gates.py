@@ -65,6 +65,34 @@ def test_the_more_a_loss_counts_the_less_is_saved(loaders):
     assert shares[2] > 0.9
 
 
+def test_settled_gates_are_named_and_take_one_choice_for_all():
+    """Labels are drawn: no clip needs more than another, but by chance."""
+    dynamic, labels = vr.convert(tiny_net()), torch.randint(5, (24,), generator=torch.Generator().manual_seed(0))
+    loader = DataLoader(TensorDataset(make_clip(24, 3, 8, 16, 16), labels), batch_size=8)
+    fit = vr.fit_gates(dynamic, loader, loss_weight=20.0, settle=True)
+    layers = vr.evaluate(dynamic, loader).layers
+    assert fit.settled
+    assert all(layers[path].entropy == 0 for path in fit.settled)
+
+
+@pytest.mark.slow
+def test_a_target_is_stayed_within(loaders):
+    target, dynamic = 0.6, demo_net()
+    fit = vr.fit_gates(dynamic, loaders["fit"], target=target, rounds=1)
+    assert target - 0.1 < vr.evaluate(dynamic, loaders["fit"]).share <= target
+    again = vr.fit_gates(dynamic, loaders["fit"], loss_weight=fit.loss_weight, rounds=1)
+    assert again.targets == fit.targets
+
+
+def test_weights_first_then_gates_within_the_target():
+    dynamic = vr.convert(tiny_net())
+    ways = {"schedule": "variants_first", "own_share": 0.5, "target_macs": 0.6, "settle_gates": True}
+    config = vr.FinetuneConfig(**ways, epochs=2, progress=False)
+    result = vr.finetune(dynamic, tiny_loader(), tiny_loader(), config)
+    assert result.evaluation.share <= 0.62
+    assert result.history[0].objective > 100, "as converted it is above the target, and never the best"
+
+
 def test_clips_seen_again_are_not_tried_again():
     """Further rounds cost one pass over clips that stayed as they were, and the ladder again over others."""
     dynamic, calls = vr.convert(tiny_net()), []
@@ -162,9 +190,10 @@ def test_clear_errors():
         vr.fit_gates(dynamic, [(make_clip(1, 3, 8, 16, 16) * float("nan"), torch.tensor([0]))])
     with pytest.raises(DataError, match="no clips"):
         vr.fit_gates(dynamic, [])
-    for unused in ({"target_macs": 0.5}, {"label_smoothing": 0.1}):
-        with pytest.raises(ConvertError, match="leave it out, or take schedule='joint'"):
-            vr.FinetuneConfig(schedule="variants_first", **unused)
+    with pytest.raises(TrainError, match="target=60, expected a share"):
+        vr.fit_gates(dynamic, tiny_loader(), target=60)
+    with pytest.raises(ConvertError, match="leave it out, or take schedule='joint'"):
+        vr.FinetuneConfig(schedule="variants_first", label_smoothing=0.1)
 
 
 def test_blocks_are_trained_with_statistics_of_their_own(monkeypatch):

@@ -117,6 +117,12 @@ def finetune(
     distill_weight: Annotated[
         float, _option("Weight of agreeing with the network as it came, beside being right; 1 is usual.")
     ] = _DEFAULT.distill_weight,
+    self_distill_weight: Annotated[
+        float, _option("With variants_first: weight of agreeing with the full choice, which learns in every batch.")
+    ] = _DEFAULT.self_distill_weight,
+    feature_distill_weight: Annotated[
+        float, _option("Of either: weight of seeing what it sees before its last layer, beside its scores.")
+    ] = _DEFAULT.feature_distill_weight,
     distill_temperature: Annotated[
         float, _option("Softens both answers before they are compared.")
     ] = _DEFAULT.distill_temperature,
@@ -135,6 +141,9 @@ def finetune(
     gate_loss_weight: Annotated[
         float, _option("With variants_first: what loss counts for gates beside multiply-adds; larger: less risk.")
     ] = _DEFAULT.gate_loss_weight,
+    settle_gates: Annotated[
+        bool, _option("With variants_first: believe only gates that pay on videos which they did not learn from.")
+    ] = _DEFAULT.settle_gates,
     freeze_norms: Annotated[
         bool, _option("Let batch norms keep the statistics that they came with.")
     ] = _DEFAULT.freeze_norms,
@@ -198,6 +207,8 @@ def finetune(
         warmup_epochs=warmup_epochs,
         label_smoothing=label_smoothing,
         distill_weight=distill_weight if labels or distill_weight else 1.0,
+        self_distill_weight=self_distill_weight,
+        feature_distill_weight=feature_distill_weight,
         distill_temperature=distill_temperature,
         efficiency_weight=efficiency_weight,
         efficiency_warmup=efficiency_warmup,
@@ -205,6 +216,7 @@ def finetune(
         temperature=temperature,
         own_share=own_share,
         gate_loss_weight=gate_loss_weight,
+        settle_gates=settle_gates,
         freeze_norms=freeze_norms,
         mixup=mixup,
         ema_decay=ema_decay,

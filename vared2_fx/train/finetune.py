@@ -20,7 +20,7 @@ from vared2_fx.policy.reach import check_reachable
 from vared2_fx.train.alarms import collapse_alarms
 from vared2_fx.train.average import make_average
 from vared2_fx.train.board import Board
-from vared2_fx.train.distill import Answered, make_teacher
+from vared2_fx.train.distill import Answered, Teacher, classifier_of, make_teacher
 from vared2_fx.train.evaluate import Evaluation, evaluate
 from vared2_fx.train.gates import fit_gates
 from vared2_fx.train.history import EpochLog, EpochMeter, log_of, rank
@@ -106,7 +106,10 @@ class _Run:
         self.dynamic, self.config = dynamic, config
         self.board = Board(config) if config.tensorboard else None
         self.val_loader, self.like = val_loader, next(dynamic.parameters())
-        self.teacher = make_teacher(dynamic, original, packer(dynamic)) if config.distill_weight else None
+        classifier = classifier_of(dynamic) if config.feature_distill_weight else None
+        self.teacher: Teacher | None = None
+        if config.distill_weight:
+            self.teacher = make_teacher(dynamic, original, packer(dynamic), classifier=classifier)
         self.accelerator = make_accelerator(config, on_cpu=self.like.device.type == "cpu")
         several = self.accelerator.num_processes > 1  # alone, the loader stays what it is, with its counts
         if several and config.schedule == "variants_first":
@@ -183,7 +186,10 @@ class _Run:
     def _fit_gates(self) -> None:
         self._recalibrate()
         loader = self.val_loader if self.teacher is None else Answered(self.val_loader, self.teacher, self.like)
-        fit = fit_gates(self.dynamic, loader, loss_weight=self.config.gate_loss_weight)
+        config = self.config
+        fit = fit_gates(
+            self.dynamic, loader, loss_weight=config.gate_loss_weight, target=config.target, settle=config.settle_gates
+        )
         log.info("gates: %s", fit)
 
     def _train_epoch(self, epoch: int, bar: TrainingBar) -> EpochMeter:

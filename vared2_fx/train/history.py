@@ -10,6 +10,9 @@ from vared2_fx.config import FinetuneConfig
 from vared2_fx.train.evaluate import Evaluation
 from vared2_fx.train.target import TOLERANCE
 
+_BEHIND = 1e3
+"""Added to the objective of an epoch that misses the target."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochLog:
@@ -28,7 +31,7 @@ class EpochLog:
     max_share: float
     objective: float
     """What the best epoch has least of, in the evaluation: errors plus λ times the efficiency loss; with variants first
-    the share of the multiply-adds plus `gate_loss_weight` times the cross-entropy."""
+    the share of the multiply-adds plus `gate_loss_weight` times the cross-entropy, or that alone within a target."""
     seconds: float
     alarms: int = 0
     """How many `collapse_alarms` the evaluation raised."""
@@ -62,16 +65,17 @@ def _objective(evaluation: Evaluation, config: FinetuneConfig) -> float:
     """What training minimises, on what evaluation computed.
 
     With variants first the price that gates are fitted to, see `fit_gates`. Else the loss, with errors in place of
-    cross-entropy; an epoch that misses the target stands behind all that do not.
+    cross-entropy. An epoch that misses the target stands behind all that do not.
     """
+    excess = 0.0 if config.target is None else max(0.0, evaluation.share - config.target)
+    behind = _BEHIND * (excess > TOLERANCE)
     if config.schedule == "variants_first":
-        return evaluation.share + config.gate_loss_weight * evaluation.loss
+        price = evaluation.share if config.target is None else 0.0
+        return behind + price + config.gate_loss_weight * evaluation.loss
+    efficiency = excess
     if config.target is None:
         efficiency = sum((c.macs / evaluation.dense_macs) ** 2 for c in evaluation.clips) / len(evaluation.clips)
-    else:
-        efficiency = max(0.0, evaluation.share - config.target)
-    missed = config.target is not None and efficiency > TOLERANCE
-    return missed + 1.0 - evaluation.accuracy + config.efficiency_weight * efficiency
+    return behind + 1.0 - evaluation.accuracy + config.efficiency_weight * efficiency
 
 
 def rank(epoch: EpochLog) -> tuple[float, int]:

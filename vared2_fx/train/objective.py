@@ -3,9 +3,9 @@
 N clips, C channels, T frames, H height, W width.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,12 @@ from torch import Tensor, fx, nn
 from vared2_fx.batches import Batch
 from vared2_fx.config import FinetuneConfig
 from vared2_fx.errors import DataError, TrainError
-from vared2_fx.layers import Decision, fixed_decisions
+from vared2_fx.layers import Decision, Gate, fixed_decisions
 from vared2_fx.packing import packer
 from vared2_fx.passes.rewrite import regions
 from vared2_fx.policy.statistics import dense_macs
 from vared2_fx.train.blend import mixed
-from vared2_fx.train.distill import Teacher, distillation_loss
+from vared2_fx.train.distill import Lesson, Teacher, classifier_of, distillation_loss, feature_loss, watching
 from vared2_fx.train.evaluate import check_scores
 from vared2_fx.train.history import EpochMeter
 from vared2_fx.train.losses import efficiency_loss, expected_share
@@ -48,9 +48,14 @@ class Objective:
         self._pack = packer(dynamic)
         self._gates = [region.gate for region in regions(dynamic).values()]
         self._choices = trained_choices(dynamic)
+        self._classifier: nn.Module | None = None
+        if config.feature_distill_weight:
+            self._classifier = dynamic.get_submodule(classifier_of(dynamic))
+        self._self_taught = config.self_distill_weight > 0
         self._dense: dict[tuple[int, ...], int] = {}
-        self.controller = None if config.target is None else TargetController(config.target, num_steps)
-        if self.controller is not None:
+        self.controller: TargetController | None = None
+        if config.target is not None and config.schedule == "joint":
+            self.controller = TargetController(config.target, num_steps)
             accelerator.register_for_checkpointing(self.controller)
 
     def losses(self, batch: Batch, step: int, meter: EpochMeter, *, fitted: bool) -> Iterator[Tensor]:
@@ -73,22 +78,36 @@ class Objective:
             )
         if self._config.mixup:
             video, kept = mixed(video, self._config.mixup)
-        taught = None if self._teacher is None else self._teacher(video)
-        labels = batch.labels if batch.labels is not None else taught.argmax(1)  # type: ignore[union-attr]
+        lesson = None if self._teacher is None else self._teacher.lesson(video)
+        labels = batch.labels if batch.labels is not None else lesson.scores.argmax(1)  # type: ignore[union-attr]
         joint = self._config.schedule == "joint"
-        policies: Iterable[Any] = ({},) if joint or fitted else drawn_policies(self._gates, self._choices)
-        for choices in policies:
-            with fixed_decisions(choices), self._accelerator.autocast():
+        weight = self._config.distill_weight
+        for number, choices in enumerate(self._policies(fitted=fitted)):
+            with fixed_decisions(choices), self._accelerator.autocast(), watching(self._classifier) as seen:
                 output, decisions = self._observed(*self._pack(video))
                 check_scores(labels, output)
-                loss = self._task(output.float(), labels if labelled else None, taught, kept)
+                loss = self._task(output.float(), labels if labelled else None, kept)
+                if lesson is not None:
+                    loss = loss + weight * self._unlike(output, seen, lesson)
                 correct, dense = output.argmax(1) == labels, self.dense(video)
                 usage = expected_share(decisions, dense)
                 meter.add(loss.detach(), correct, usage.detach())
                 if joint:
                     price = self._efficiency(decisions, usage, correct, dense)
                     loss = loss + self._efficiency_weight(step) * price
+            if number == 0 and self._self_taught:
+                lesson = Lesson(output.detach().float(), seen[0].detach() if seen else None)
+                weight = self._config.self_distill_weight
             yield loss
+
+    def _policies(self, *, fitted: bool) -> Iterator[Mapping[Gate, tuple[int, int]]]:
+        """What to compute, one after another; where the full choice teaches the others, it is the first."""
+        if self._self_taught:
+            yield dict.fromkeys(self._gates, (0, 0))
+        if fitted or self._config.schedule == "joint":
+            yield {}
+        else:
+            yield from drawn_policies(self._gates, self._choices)
 
     def dense(self, video: Tensor) -> int:
         """Multiply-adds of the original for a clip of this size, measured once."""
@@ -97,19 +116,20 @@ class Objective:
             self._dense[shape] = dense_macs(self._dynamic, self._pack(video))
         return self._dense[shape]
 
-    def _task(self, output: Tensor, labels: Tensor | None, taught: Tensor | None, kept: float) -> Tensor:
-        loss = output.new_zeros(())
-        if labels is not None and self._config.schedule == "joint":
-            cross_entropy = partial(F.cross_entropy, output, label_smoothing=self._config.label_smoothing)
-            loss = loss + kept * cross_entropy(labels)
-            if kept < 1.0:
-                loss = loss + (1.0 - kept) * cross_entropy(labels.flip(0))
-        elif labels is not None:
-            loss = loss + forgiving_loss(output, labels)
-        if taught is not None:
-            distilled = distillation_loss(output, taught, temperature=self._config.distill_temperature)
-            loss = loss + self._config.distill_weight * distilled
-        return loss
+    def _task(self, output: Tensor, labels: Tensor | None, kept: float) -> Tensor:
+        if labels is None:
+            return output.new_zeros(())
+        if self._config.schedule != "joint":
+            return forgiving_loss(output, labels)
+        cross_entropy = partial(F.cross_entropy, output, label_smoothing=self._config.label_smoothing)
+        loss = kept * cross_entropy(labels)
+        return loss if kept == 1.0 else loss + (1.0 - kept) * cross_entropy(labels.flip(0))
+
+    def _unlike(self, output: Tensor, seen: list[Tensor], lesson: Lesson) -> Tensor:
+        loss = distillation_loss(output.float(), lesson.scores, temperature=self._config.distill_temperature)
+        if lesson.features is None:
+            return loss
+        return loss + self._config.feature_distill_weight * feature_loss(seen[0], lesson.features)
 
     def _efficiency(self, decisions: dict[str, Decision], usage: Tensor, correct: Tensor, dense: int) -> Tensor:
         if self.controller is None:
