@@ -125,10 +125,10 @@ def run_controls(
 ) -> None:
     seconds = max(result["seconds"] for result in found.values())
     steps.once(seed, "base, fine-tuned as long", lambda: controls.longer(seconds))
-    steps.once(seed, "base, fine-tuned as long at a fifth of the rate", lambda: controls.longer(seconds, rate=0.2))
-    for stride, share in ((args.frame_strides[1], 1.0), (1, args.channel_shares[1])):
+    for stride, share in ((1, args.channel_shares[1]), (args.frame_strides[1], 1.0)):
         run = partial(controls.static, recipe, {"*": (stride, share)}, seconds)
         steps.once(seed, f"uniform R = {stride}, r = {share:g}", run)
+    steps.once(seed, "base, fine-tuned as long at a fifth of the rate", lambda: controls.longer(seconds, rate=0.2))
     for target in args.targets:
         at = f"at {target:g}"
         layers = found[str(recipe)]["points"][f"{target:g}"]["layers"]

@@ -237,8 +237,8 @@ class FinetuneConfig:
     the less they risk. Searched for where there is a target. See `fit_gates`."""
 
     settle_gates: bool = False
-    """With `variants_first`: believe a gate only if what it learned pays on videos that it did not learn from, and
-    settle it at the choice that is best for all otherwise. See `settle` of `fit_gates`."""
+    """With `variants_first`: believe the gates only if what they learn pays on videos that they did not learn from, and
+    settle all at the one choice that is best otherwise. See `settle` of `fit_gates`."""
 
     freeze_norms: bool = True
     """Let the network's batch norms keep the statistics that they were trained with. Those of a batch would depend

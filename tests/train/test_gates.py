@@ -65,14 +65,49 @@ def test_the_more_a_loss_counts_the_less_is_saved(loaders):
     assert shares[2] > 0.9
 
 
-def test_settled_gates_are_named_and_take_one_choice_for_all():
+def chance_loader(names: list[str]) -> list[dict[str, object]]:
     """Labels are drawn: no clip needs more than another, but by chance."""
-    dynamic, labels = vr.convert(tiny_net()), torch.randint(5, (24,), generator=torch.Generator().manual_seed(0))
-    loader = DataLoader(TensorDataset(make_clip(24, 3, 8, 16, 16), labels), batch_size=8)
-    fit = vr.fit_gates(dynamic, loader, loss_weight=20.0, settle=True)
-    layers = vr.evaluate(dynamic, loader).layers
-    assert fit.settled
-    assert all(layers[path].entropy == 0 for path in fit.settled)
+    clips, labels = make_clip(len(names), 3, 8, 16, 16), torch.randint(5, (len(names),))
+    parts = [slice(first, first + 8) for first in range(0, len(names), 8)]
+    return [{"video": clips[part], "label": labels[part], "video_name": names[part]} for part in parts]
+
+
+def test_gates_that_know_nothing_are_settled():
+    torch.manual_seed(0)
+    dynamic, loader = vr.convert(tiny_net()), chance_loader([str(number) for number in range(32)])
+    settled = vr.fit_gates(dynamic, loader, loss_weight=20.0, settle=True).settled
+    assert settled is not None
+    found = vr.evaluate(dynamic, loader)
+    assert all(layer.entropy == 0 for layer in found.layers.values())
+    with vr.policy(dynamic, {"*": settled}):
+        assert vr.evaluate(dynamic, loader).mean_macs == found.mean_macs
+
+
+def test_copies_of_one_video_prove_nothing():
+    """They would be held out together, so nothing can be; the gates are believed."""
+    torch.manual_seed(0)
+    fit = vr.fit_gates(vr.convert(tiny_net()), chance_loader(32 * ["one"]), loss_weight=20.0, settle=True)
+    assert fit.settled is None
+
+
+def test_changing_clips_without_names_cannot_be_held_out():
+    class Changing:
+        seed = 0
+
+        def __iter__(self):
+            self.seed += 1
+            yield make_clip(12, 3, 8, 16, 16, seed=self.seed), torch.arange(12) % 5
+
+    with pytest.raises(DataError, match='need a "video_name"'):
+        vr.fit_gates(vr.convert(tiny_net()), Changing(), settle=True)
+
+
+@pytest.mark.slow
+def test_gates_that_know_something_are_kept(loaders):
+    dynamic = demo_net()
+    assert vr.fit_gates(dynamic, loaders["fit"], settle=True).settled is None
+    shares = macs_per_kind(vr.evaluate(dynamic, loaders["test"]))
+    assert shares["static"] < shares["moving"] - 0.1
 
 
 @pytest.mark.slow

@@ -142,7 +142,7 @@ def finetune(
         float, _option("With variants_first: what loss counts for gates beside multiply-adds; larger: less risk.")
     ] = _DEFAULT.gate_loss_weight,
     settle_gates: Annotated[
-        bool, _option("With variants_first: believe only gates that pay on videos which they did not learn from.")
+        bool, _option("With variants_first: believe gates only if they pay on videos that they did not learn from.")
     ] = _DEFAULT.settle_gates,
     freeze_norms: Annotated[
         bool, _option("Let batch norms keep the statistics that they came with.")

@@ -1,0 +1,194 @@
+"""What gates see of clips, what each choice would cost these, and what gates learn from that [ours].
+
+N clips.
+"""
+
+import copy
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from vared2_fx.batches import Batch, read_labelled
+from vared2_fx.errors import DataError, TrainError
+from vared2_fx.layers import Choice, Gate
+from vared2_fx.modes import evaluating
+from vared2_fx.packing import packer
+from vared2_fx.passes.rewrite import with_decisions
+from vared2_fx.policy.fix import policy
+from vared2_fx.policy.statistics import clip_macs, dense_macs
+from vared2_fx.train.evaluate import check_scores
+from vared2_fx.train.regress import fit_gate, settle_gate
+from vared2_fx.train.variants import ladder_of
+
+_LOST = 3.0
+"""Cross-entropy from which on an answer is simply wrong: one hopeless clip shall not outweigh all others."""
+_FOLDS, _FEWEST = 2, 12
+"""Parts of the cross-validation, and the fewest videos of which one says anything."""
+
+
+class Look:
+    """What the gates see, and what each choice would cost the clip that they see it of."""
+
+    def __init__(self, dynamic: fx.GraphModule, gates: dict[str, Gate]) -> None:
+        self.dynamic, self.gates = dynamic, gates
+        self.pack, self.like, self.observed = packer(dynamic), next(dynamic.parameters()), with_decisions(dynamic)
+        self.ladder: list[Choice] = []
+        self.shares = torch.empty(0)
+        self.features: dict[str, list[Tensor]] = {path: [] for path in gates}
+        self.losses: list[Tensor] = []  # (N, choices) of everything in `features`
+        self.known: dict[bytes, Tensor] = {}  # (choices,) losses of every clip seen, by its values
+        self.sources: list[Tensor] = []  # (N,) number of the video that each is from
+        self.numbers: dict[str | bytes, int] = {}  # of videos, by name; of clips without one by their values
+
+    def over(self, loader: Iterable[Any], *, own: bool) -> None:
+        """Look at every clip, under its own decisions or under three of the ladder.
+
+        Raises:
+            DataError: the loader is empty, or a batch has no labels.
+        """
+        with evaluating(self.dynamic):
+            for raw in loader:
+                batch, labels = read_labelled(raw)
+                if not len(labels):
+                    continue
+                batch, labels = batch.to(self.like), labels.to(self.like.device)
+                if not self.ladder:
+                    self.ladder, self.shares = ladder_of(self.dynamic, self.pack(batch.video[:1]))
+                losses = self._losses(batch, labels, watch=not own)
+                if own:
+                    with _watched(self.gates, self.features):
+                        self.dynamic(*self.pack(batch.video))
+                    self._note(batch, losses)
+        if not self.losses:
+            raise DataError("fit_gates: the loader gave no clips.")
+
+    def fit(self, loss_weight: float, loader: Iterable[Any] | None) -> Choice | None:
+        """Fit all gates to the clips seen so far; with a loader, they have to prove themselves on its clips.
+
+        Returns the choice at which they are settled, if they do not.
+        """
+        prices = self.shares + loss_weight * torch.cat(self.losses)
+        if loader is not None and not self._proven(loader, prices, loss_weight):
+            best = self.ladder[int(prices.mean(0).argmin())]
+            for gate in self.gates.values():
+                settle_gate(gate, best)
+            return best
+        self._regress(prices, slice(None))
+        return None
+
+    def _regress(self, prices: Tensor, rows: Tensor | slice) -> None:
+        for path, gate in self.gates.items():
+            fit_gate(gate, torch.cat(self.features[path])[rows], prices[rows], self.ladder)
+
+    def _proven(self, loader: Iterable[Any], prices: Tensor, loss_weight: float) -> bool:
+        """Whether gates do better on videos that they did not learn from than the choice that was best for the others.
+
+        By the standard error over the clips. With too few videos nobody can say: they are believed.
+        """
+        if len(self.numbers) < _FEWEST:
+            return True
+        before, saved = state_of(self.gates), list[Tensor]()
+        fold, sources = torch.randperm(len(self.numbers)) % _FOLDS, torch.cat(self.sources).cpu()
+        for number in range(_FOLDS):
+            rows = (fold[sources] != number).to(prices.device)
+            self._regress(prices, rows)
+            best = self.ladder[int(prices[rows].mean(0).argmin())]
+            saved += self._saved(loader, fold == number, best, loss_weight)
+            restore(self.gates, before)
+        gains = torch.cat(saved)
+        return bool(gains.mean() > gains.std() / math.sqrt(len(gains)))
+
+    def _saved(self, loader: Iterable[Any], held: Tensor, best: Choice, loss_weight: float) -> Iterator[Tensor]:
+        """How much less the gates cost than `best` in all regions, loss counted, for the videos `held`; (n,) a batch.
+
+        Raises:
+            DataError: the loader augments, and does not say which clips are one video's.
+        """
+        with evaluating(self.dynamic):
+            for raw in loader:
+                batch, labels = read_labelled(raw)
+                batch = batch.to(self.like)
+                numbers = [self.numbers.get(name) for name in _names(batch)]
+                if None in numbers:
+                    raise DataError(
+                        'fit_gates: with settle, clips that change from pass to pass need a "video_name", by which '
+                        "those of one video are held out together."
+                    )
+                some = held[torch.tensor(numbers, dtype=torch.long)]
+                if some.any():
+                    clips = batch.video[some], labels[some].to(self.like.device)
+                    yield self._price(*clips, {"*": best}, loss_weight) - self._price(*clips, {}, loss_weight)
+
+    def _price(self, video: Tensor, labels: Tensor, choices: dict[str, Choice], loss_weight: float) -> Tensor:
+        """(N,): share of the multiply-adds, and loss, as they come out."""
+        dense = dense_macs(self.dynamic, self.pack(video[:1]))
+        with policy(self.dynamic, choices):
+            output, decisions = self.observed(*self.pack(video))
+        losses = F.cross_entropy(output.float(), labels, reduction="none").clamp_max(_LOST)
+        return clip_macs(decisions, dense) / dense + loss_weight * losses
+
+    def _losses(self, batch: Batch, labels: Tensor, *, watch: bool) -> Tensor:
+        """(N, choices); of clips that were seen before as they were, as weights are left alone."""
+        keys = [_key(clip) for clip in batch.video]
+        if not watch and all(key in self.known for key in keys):
+            return torch.stack([self.known[key] for key in keys])
+        found = []
+        for place, choice in enumerate(self.ladder):
+            shown = watch and place in {0, len(self.ladder) // 2, len(self.ladder) - 1}
+            with policy(self.dynamic, {"*": choice}), _watched(self.gates, self.features if shown else {}):
+                output = self.dynamic(*self.pack(batch.video)).float()
+            check_scores(labels, output)
+            if not output.isfinite().all():
+                raise TrainError(f"fit_gates: the network's scores are not finite with {choice} in all regions.")
+            found.append(F.cross_entropy(output, labels, reduction="none").clamp_max(_LOST))
+        losses = torch.stack(found, 1)
+        self.known.update(zip(keys, losses, strict=True))
+        self._note(batch, losses)
+        return losses
+
+    def _note(self, batch: Batch, losses: Tensor) -> None:
+        """Losses and sources of what was watched since the last time, once for each choice that was watched."""
+        numbers = [self.numbers.setdefault(name, len(self.numbers)) for name in _names(batch)]
+        for _ in range(len(next(iter(self.features.values()))) - len(self.losses)):
+            self.losses.append(losses)
+            self.sources.append(torch.tensor(numbers, device=losses.device))
+
+
+def _names(batch: Batch) -> Sequence[str | bytes]:
+    """Of the videos that the clips are from, as far as somebody says."""
+    return batch.names or [_key(clip) for clip in batch.video]
+
+
+def _key(clip: Tensor) -> bytes:
+    return hashlib.blake2b(clip.contiguous().cpu().view(torch.uint8).numpy().tobytes(), digest_size=16).digest()
+
+
+@contextmanager
+def _watched(gates: dict[str, Gate], seen: dict[str, list[Tensor]]) -> Iterator[None]:
+    """Note what the gates of `seen` look at."""
+    hooks = [
+        gates[path].register_forward_pre_hook(lambda gate, args, into=into: into.append(gate.look(args[0]).float()))
+        for path, into in seen.items()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def state_of(gates: dict[str, Gate]) -> dict[str, dict[str, Tensor]]:
+    """A copy of their weights, to `restore` them by."""
+    return {path: copy.deepcopy(gate.state_dict()) for path, gate in gates.items()}
+
+
+def restore(gates: dict[str, Gate], state: dict[str, dict[str, Tensor]]) -> None:
+    """Give them the weights of `state_of`."""
+    for path, gate in gates.items():
+        gate.load_state_dict(state[path])
