@@ -104,8 +104,9 @@ def test_changing_clips_without_names_cannot_be_held_out():
 
 @pytest.mark.slow
 def test_gates_that_know_something_are_kept(loaders):
+    """At a low price of errors, as half of these clips teach too little to be sure."""
     dynamic = demo_net()
-    assert vr.fit_gates(dynamic, loaders["fit"], settle=True).settled is None
+    assert vr.fit_gates(dynamic, loaders["fit"], loss_weight=0.3, settle=True, rounds=1).settled is None
     shares = macs_per_kind(vr.evaluate(dynamic, loaders["test"]))
     assert shares["static"] < shares["moving"] - 0.1
 
