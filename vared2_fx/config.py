@@ -301,23 +301,19 @@ class FinetuneConfig:
                 raise ConvertError(f"FinetuneConfig: {name}={getattr(self, name)} is negative.")
         object.__setattr__(self, "target_macs", read_target("FinetuneConfig: target_macs", self.target_macs))
         _one_of("FinetuneConfig: schedule", self.schedule, get_args(Schedule))
-        joint_only = ("label_smoothing", "patience", "mixup", "ema_decay")
-        unused = [name for name in joint_only if getattr(self, name)]
-        if self.schedule == "joint" and self.self_distill_weight:
-            raise ConvertError(
-                "FinetuneConfig: self_distill_weight needs schedule='variants_first'; with the joint schedule the "
-                "original teaches, distill_weight=1."
-            )
-        if self.schedule == "joint" and self.settle_gates:
-            raise ConvertError("FinetuneConfig: settle_gates needs schedule='variants_first', which fits gates.")
+        joint = self.schedule == "joint"
+        others = (
+            ("self_distill_weight", "settle_gates") if joint else ("label_smoothing", "patience", "mixup", "ema_decay")
+        )
+        for name in others:
+            if getattr(self, name):
+                raise ConvertError(
+                    f"FinetuneConfig: {name} has no effect with schedule={self.schedule!r}; leave it out, or take "
+                    f"schedule={'variants_first' if joint else 'joint'!r}."
+                )
         if self.feature_distill_weight and not self.distill_weight + self.self_distill_weight:
             raise ConvertError(
                 "FinetuneConfig: feature_distill_weight goes with a teacher: distill_weight=1 or self_distill_weight=1."
-            )
-        if self.schedule == "variants_first" and unused:
-            raise ConvertError(
-                f"FinetuneConfig: {unused[0]} has no effect with schedule='variants_first', where weights learn each "
-                "choice and gates then the cheapest right one; leave it out, or take schedule='joint'."
             )
         _one_of("FinetuneConfig: mixed_precision", self.mixed_precision, get_args(Precision))
         if not 0 <= self.label_smoothing < 1:

@@ -71,7 +71,7 @@ def fit_gates(
             reached in steps only.
         settle: believe the gates only if what they learn pays on clips that they did not learn from, in a
             cross-validation, beside the one choice that is best for all; otherwise all take that choice for every clip.
-            Takes some times as long; worth it where clips are few. Clips of one "video_name" are held out together;
+            Takes some times as long; for where clips are few. Clips of one "video_name" are held out together;
             of a loader that augments, clips have to have one.
         rounds: passes over the loader.
 

@@ -72,9 +72,8 @@ def _objective(evaluation: Evaluation, config: FinetuneConfig) -> float:
     if config.schedule == "variants_first":
         price = evaluation.share if config.target is None else 0.0
         return behind + price + config.gate_loss_weight * evaluation.loss
-    efficiency = excess
-    if config.target is None:
-        efficiency = sum((c.macs / evaluation.dense_macs) ** 2 for c in evaluation.clips) / len(evaluation.clips)
+    squares = [(clip.macs / evaluation.dense_macs) ** 2 for clip in evaluation.clips]
+    efficiency = sum(squares) / len(squares) if config.target is None else excess
     return behind + 1.0 - evaluation.accuracy + config.efficiency_weight * efficiency
 
 

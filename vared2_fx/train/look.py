@@ -39,7 +39,7 @@ class Look:
         self.dynamic, self.gates = dynamic, gates
         self.pack, self.like, self.observed = packer(dynamic), next(dynamic.parameters()), with_decisions(dynamic)
         self.ladder: list[Choice] = []
-        self.shares = torch.empty(0)
+        self.shares, self.dense = torch.empty(0), 0
         self.features: dict[str, list[Tensor]] = {path: [] for path in gates}
         self.losses: list[Tensor] = []  # (N, choices) of everything in `features`
         self.known: dict[bytes, Tensor] = {}  # (choices,) losses of every clip seen, by its values
@@ -59,7 +59,9 @@ class Look:
                     continue
                 batch, labels = batch.to(self.like), labels.to(self.like.device)
                 if not self.ladder:
-                    self.ladder, self.shares = ladder_of(self.dynamic, self.pack(batch.video[:1]))
+                    clip = self.pack(batch.video[:1])
+                    self.dense = dense_macs(self.dynamic, clip)
+                    self.ladder, self.shares = ladder_of(self.dynamic, clip)
                 losses = self._losses(batch, labels, watch=not own)
                 if own:
                     with _watched(self.gates, self.features):
@@ -127,11 +129,10 @@ class Look:
 
     def _price(self, video: Tensor, labels: Tensor, choices: dict[str, Choice], loss_weight: float) -> Tensor:
         """(N,): share of the multiply-adds, and loss, as they come out."""
-        dense = dense_macs(self.dynamic, self.pack(video[:1]))
         with policy(self.dynamic, choices):
             output, decisions = self.observed(*self.pack(video))
         losses = F.cross_entropy(output.float(), labels, reduction="none").clamp_max(_LOST)
-        return clip_macs(decisions, dense) / dense + loss_weight * losses
+        return clip_macs(decisions, self.dense) / self.dense + loss_weight * losses
 
     def _losses(self, batch: Batch, labels: Tensor, *, watch: bool) -> Tensor:
         """(N, choices); of clips that were seen before as they were, as weights are left alone."""
