@@ -4,8 +4,9 @@
 
 Granularity `block`, random weights with norm statistics as in use. In turns in one process:
 
-- gates: the network with everything computed, gates asked, by the same without asking them; the difference as a share
-  of the original's time. One clip. After `autotune` once more: regions in which nothing pays ask no gate.
+- gates: all gates, each asked what it is asked in the network, in a row, as a share of the original's time; and with
+  more noise the network with everything computed, gates asked, less the same without asking them. One clip. After
+  `autotune` once more: regions in which nothing pays ask no gate.
 - mixed: 8 clips with a choice of their own for each region, drawn at random. The speed-up over the original of one
   batch, by that of the clips one by one. Above 1: the batch gains more.
 - autotuned: each choice for all regions, those that do not pay computed in full; the speed-up over the original. One
@@ -28,9 +29,10 @@ from typing import Any
 
 import torch
 from common import LAYOUTS, RESULTS, keep_memory, machine
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 import vared2_fx as vr
+from vared2_fx.layers import Gate
 from vared2_fx.passes.rewrite import regions
 from vared2_fx.turns import in_turns
 
@@ -76,9 +78,28 @@ def ratios(over: list[float], under: list[float]) -> dict[str, float]:
     return {"median": middle, "low": low, "high": high}
 
 
-def gates_share(times: dict[str, list[float]]) -> dict[str, float]:
-    asked = [(g - f) / b for g, f, b in zip(times["gates"], times["full"], times["base"], strict=True)]
-    return {"median": median(asked), "low": min(asked), "high": max(asked)}
+def gates_share(
+    model: nn.Module, dynamic: fx.GraphModule, clip: Tensor, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, dict[str, float]]]:
+    """Times of the runs; what asking takes by itself, and as the difference that it makes."""
+    asked: dict[Gate, Tensor] = {}
+    hooks = [
+        region.gate.register_forward_pre_hook(lambda gate, args: asked.update({gate: args[0]}))
+        for region in regions(dynamic).values()
+    ]
+    dynamic(clip)
+    for hook in hooks:
+        hook.remove()
+    runs: dict[str, Callable[[], Any]] = {
+        "base": partial(model, clip),
+        "full": partial(with_policy, dynamic, (1, 1.0), clip),
+        "gates": partial(dynamic, clip),
+    }
+    times = in_turns(runs, rounds=3 * rounds, warmup=2)  # small differences
+    differences = [g - f for g, f in zip(times["gates"], times["full"], strict=True)]
+    # In turns of their own: what runs after something as short finds the processor rested
+    short = in_turns({"base": runs["base"], "gates": lambda: [gate(x) for gate, x in asked.items()]}, rounds=rounds)
+    return times, {"alone": ratios(short["gates"], short["base"]), "difference": ratios(differences, times["base"])}
 
 
 @torch.inference_mode()
@@ -92,14 +113,9 @@ def run(name: str, layout: str, rounds: int) -> dict[str, Any]:
     clip = clip.to(memory_format=LAYOUTS[layout])
     clips = torch.randn(BATCH, *clip.shape[1:]).to(memory_format=LAYOUTS[layout])
 
-    runs: dict[str, Callable[[], Any]] = {
-        "base": partial(model, clip),
-        "full": partial(with_policy, dynamic, (1, 1.0), clip),
-        "gates": partial(dynamic, clip),
-    }
-    times = in_turns(runs, rounds=rounds, warmup=2)
+    times, gates = gates_share(model, dynamic, clip, rounds)
     found: dict[str, Any] = {"base_ms": median(times["base"]), "full": ratios(times["base"], times["full"])}
-    found["gates_share"] = gates_share(times)
+    found["gates"] = gates
 
     rows = drawn(dynamic, BATCH)
 
@@ -124,7 +140,7 @@ def run(name: str, layout: str, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as store:
         tuned = vr.autotune(dynamic, clip, store=store)
     found["replaced"] = {path: list(map(str, choices)) for path, choices in tuned.replaced.items()}
-    found["gates_share_autotuned"] = gates_share(in_turns(runs, rounds=rounds, warmup=1))
+    found["gates_autotuned"] = gates_share(model, dynamic, clip, rounds)[1]
     tries = {str(vr.Choice(*choice)): partial(with_policy, dynamic, choice, clip) for choice in CHOICES}
     times = in_turns({"base": partial(model, clip), **tries}, rounds=rounds, warmup=1)
     found["autotuned"] = {choice: ratios(times["base"], times[choice]) for choice in tries}

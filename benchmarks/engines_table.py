@@ -1,11 +1,12 @@
-"""docs/speed.md, from the results of `engines.py`; measures nothing."""
+"""docs/speed.md, from the results of `engines.py`, `profile_ops.py` and `dynamic.py`; measures nothing."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-FILE, PAGE = ROOT / "benchmarks" / "results" / "engines.json", ROOT / "docs" / "speed.md"
+RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "speed.md"
+FILES = ("engines.json", "profile_ops.json", "dynamic.json")
 AIMS = {"openvino": (0.8, 0.95), "onnx": (0.75, 0.9), "torch": (0.7, 0.9)}
 """Least share of the ideal that we want in each engine, in blocks and in stages."""
 CHOICES = ("R=2 r=1", "R=4 r=1", "R=1 r=0.5", "mixed", "full")
@@ -35,14 +36,54 @@ MACHINE = """
 | --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |
 """
 
+PROFILE = """
+## Where it falls short
 
-def page(results: dict[str, Any]) -> str:
-    """docs/speed.md, a table for each machine."""
+From `benchmarks/results/profile_ops.json`, which `benchmarks/profile_ops.py` measures: the engine's own profiler, one
+clip, blocks, {processor}. Milliseconds of a call, of the original and of the variant, and their ratio:
+convolutions, with what the engine fuses with them, and all other operators; then the largest of the others in the
+variant, in milliseconds.
+
+| network | engine | choice | ideal | convolutions, ms | others, ms | |
+| --- | --- | --- | ---: | ---: | ---: | --- |
+"""
+MOST_FOR_GATES = 0.02
+DYNAMIC = """
+## Networks with gates, in eager torch
+
+From `benchmarks/results/dynamic.json`, which `benchmarks/dynamic.py` measures: blocks, `channels_last_3d`, ratios as
+above. `full`: everything computed and no gate asked, by the original; we want 0.97. Gates: what asking them takes, as a
+share of the original's time; we want 2 %. After `autotune`, regions in which nothing pays ask none. Mixed: 8 clips that
+choose differently in each region, in one batch by one after the other, each by the original; we want 0.8. Then the
+speed-up of a choice that all gates make, after `autotune`; none should be below 1. **Bold** falls short.
+
+| network | original, ms | full | gates | after | mixed | R = 2 | R = 4 | r = 1/2 | machine |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
+"""
+
+TRIED = """
+With r = 1/2 a block is slim inside, but the maps between blocks stay as wide as they were: its last convolution has
+half the multiply-adds, and writes and adds as much as before. In x3d_m most of the time goes into depthwise and 1×1
+convolutions of few channels, which wait for memory, so that fewer channels inside bring less than they promise.
+
+What was tried: each form of the rebuild in each engine (`benchmarks/rebuild_forms.py`), of which `deploy` takes the
+fastest; returning held frames as late as can be; in torch, sums and ReLU as a part of convolutions, and packed weights,
+without which R = 4 brings less there; SiLU as a part of convolutions, which hardly brings anything
+(`benchmarks/fused_convs.py`).
+"""
+
+
+def page(engines: dict[str, Any], profiles: dict[str, Any], dynamic: dict[str, Any]) -> str:
+    """docs/speed.md: static variants, a table for each machine; where they fall short; networks with their gates."""
     aims = ", ".join(f"{block:g} and {stage:g} in {name}" for name, (block, stage) in AIMS.items())
     machines: dict[tuple[str, ...], dict[str, Any]] = {}
-    for key, result in results.items():
+    for key, result in engines.items():
         machines.setdefault(tuple(str(result[name]) for name in _MACHINE), {})[key] = result
-    return HEAD.format(aims=aims) + "".join(_table(found) for found in machines.values())
+    static = HEAD.format(aims=aims) + "".join(_table(found) for found in machines.values())
+    short = [row for key, profile in profiles.items() for row in _profile_rows(profile, key, engines)]
+    gated = [_dynamic_row(key, result) for key, result in dynamic.items()]
+    profile = PROFILE.format(processor=", ".join(sorted({found["processor"] for found in profiles.values()})))
+    return static + profile + "\n".join(short) + "\n" + TRIED + DYNAMIC + "\n".join(gated) + "\n"
 
 
 def _table(results: dict[str, Any]) -> str:
@@ -53,10 +94,13 @@ def _table(results: dict[str, Any]) -> str:
         used=", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
     )
     rows = [_row(key, result, kind) for key, result in results.items() for kind in ("block", "stage")]
+    rows = [row for row in rows if row is not None]
     return head + "\n".join(rows) + "\n"
 
 
-def _row(key: str, result: dict[str, Any], kind: str) -> str:
+def _row(key: str, result: dict[str, Any], kind: str) -> str | None:
+    if not any(variant["name"].startswith(kind) for variant in result["variants"]):
+        return None
     variants = {variant["name"]: variant for variant in result["variants"]}
     aim = AIMS[result["engine"]][kind == "stage"]
     aims = {choice: None if choice in ("mixed", "full") else aim for choice in CHOICES}
@@ -75,8 +119,54 @@ def _cell(variant: dict[str, Any] | None, aim: float | None) -> str:
     return f"**{text}**" if aim is not None and share < aim else text
 
 
+def _profile_rows(profile: dict[str, Any], key: str, engines: dict[str, Any]) -> list[str]:
+    """A row for each choice that falls short in blocks."""
+    result, rows = engines[f"{key} batch 1"], []
+    variants = {variant["name"]: variant for variant in result["variants"]}
+    for choice, name in (("R=4", "block R=4 r=1"), ("r=0.5", "block R=1 r=0.5")):
+        found = variants[name]
+        if found["share"] >= AIMS[result["engine"]][0]:
+            continue
+        cells = [*key.split(), choice, f"{found['ideal_speed_up']:.2f}"]
+        sums = {which: _convs_and_others(profile["ms"][which]) for which in ("base", choice)}
+        for before, after in zip(sums["base"], sums[choice], strict=True):
+            cells.append(f"{before:.0f} → {after:.0f} ({before / max(after, 1e-3):.2f})")
+        others = [f"{kind} {ms:.0f}" for kind, ms in profile["ms"][choice].items() if not _is_conv(kind) and ms >= 1]
+        rows.append("| " + " | ".join([*cells, ", ".join(others[:3])]) + " |")
+    return rows
+
+
+def _convs_and_others(ms: dict[str, float]) -> tuple[float, float]:
+    convs = sum(value for kind, value in ms.items() if _is_conv(kind))
+    return convs, sum(ms.values()) - convs
+
+
+def _is_conv(kind: str) -> bool:
+    return "conv" in kind.lower()
+
+
+def _dynamic_row(key: str, result: dict[str, Any]) -> str:
+    gates, after = (result[key]["alone"]["median"] for key in ("gates", "gates_autotuned"))
+    cells = [
+        key.split()[0],
+        f"{result['base_ms']:.0f}",
+        _held(result["full"]["median"], 0.97),
+        f"**{gates:.1%}**" if gates > MOST_FOR_GATES else f"{gates:.1%}",
+        f"{after:.1%}",
+        _held(result["mixed"]["batch by singles"]["median"], 0.8),
+        *(_held(result["autotuned"][choice]["median"], 1.0) for choice in CHOICES[:3]),
+        f"{result['processor']}, {result['threads']} threads, {result['rounds']} rounds",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _held(value: float, least: float) -> str:
+    return f"{value:.2f}" if value >= least else f"**{value:.2f}**"
+
+
 def main() -> None:
-    PAGE.write_text(page(json.loads(FILE.read_text())))
+    results = [json.loads((RESULTS / name).read_text()) for name in FILES]
+    PAGE.write_text(page(*results))
 
 
 if __name__ == "__main__":

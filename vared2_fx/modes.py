@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -48,15 +48,21 @@ def same_attributes(model: nn.Module, *, keep: Callable[[object], bool] = lambda
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Take back what forward assigns inside the block, and give every buffer the value back that it had before."""
-    before = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers()]
+    before = [(buffer, _version(buffer), buffer.detach().clone()) for buffer in model.buffers()]
     with same_attributes(model):
         try:
             yield
         finally:
             with torch.no_grad():
                 for buffer, version, value in before:
-                    if buffer._version != version:
-                        buffer.copy_(value)
+                    if version is None or _version(buffer) != version:
+                        with torch.inference_mode(buffer.is_inference()):
+                            buffer.copy_(value)
+
+
+def _version(buffer: Tensor) -> int | None:
+    """How often it was changed; None of one made in inference mode, which does not count."""
+    return None if buffer.is_inference() else buffer._version
 
 
 def _stores(module: nn.Module) -> tuple[dict[str, Any], ...]:

@@ -55,6 +55,16 @@ def test_in_bf16(engine, made):
     assert difference <= deployed.parity.difference <= deployed.parity.tolerance  # that of the worst size
 
 
+def test_all_in_inference_mode(quick_engine):
+    with torch.inference_mode():
+        model, clip = tiny_net().requires_grad_(False), CLIP.clone()
+        dynamic = vr.convert(model, clip, vr.ConvertConfig(granularity="block", min_macs_share=0.0))
+        static = vr.specialize(dynamic, {"*": (2, 1.0)})
+        for network in (model, static):
+            answer = vr.deploy(network, quick_engine, example_inputs=clip)(clip)
+            assert largest_difference(network(clip), answer) <= NEAR
+
+
 def test_the_caller_keeps_its_model(engine, untouched):
     model = Net().train()
     with untouched(model):

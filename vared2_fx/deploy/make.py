@@ -57,9 +57,9 @@ def deploy(
     """
     settings = _settings(engine, precision, threads)
     BY_NAME[engine].check(settings)
-    own = own_copy(model)
     args = example_args(unwrapped(model), example_inputs)
     with torch.inference_mode(False):
+        own = own_copy(model)
         gm = prepare_own(own, args, engine, precision)
         program, running, notes = _build(gm, args, _output(own, args), engine, settings)
     inside = [f"kept as it is, since torch.fx cannot follow it: {path}" for path in leaves(gm)]

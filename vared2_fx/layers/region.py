@@ -137,7 +137,8 @@ class DynamicRegion(nn.Module, ABC):
             if out is None:
                 layout = torch.channels_last_3d
                 layout = layout if part.is_contiguous(memory_format=layout) else torch.contiguous_format
-                out = part.new_empty((len(x), *part.shape[1:])).to(memory_format=layout)
+                size = (len(x), *part.shape[1:])
+                out = torch.empty(size, dtype=part.dtype, device=part.device, memory_format=layout)
             out[rows] = part
         assert out is not None
         return out

@@ -16,6 +16,7 @@ from vared2_fx.config import EngineName
 from vared2_fx.deploy.engines.base import NO_BF16, Engine, Settings
 from vared2_fx.deploy.program import Program
 from vared2_fx.errors import DeployError
+from vared2_fx.passes.deploy.fused_convs import fuse_convs, pack_weights
 from vared2_fx.passes.deploy.onednn import onednn_convs
 from vared2_fx.passes.deploy.skipping_convs import skipping_convs
 
@@ -72,7 +73,8 @@ class TorchEngine(Engine):
 
     def _runnable(self, exported: ExportedProgram) -> Any:
         # No guards: the signature has looked at the shapes
-        return skipping_convs(onednn_convs(exported.module(check_guards=False)))
+        gm = onednn_convs(exported.module(check_guards=False))
+        return pack_weights(fuse_convs(skipping_convs(gm)))
 
     def _call(self, args: Any, kwargs: Any) -> Any:
         return self.module(*args, **kwargs)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from vared2_fx.passes.deploy.onednn import PackedWeight, onednn_conv, replace_node
 from vared2_fx.passes.trace import kept_call
 
 _SLICE = torch.ops.aten.slice.Tensor
@@ -22,15 +23,13 @@ def skipping_convs(gm: fx.GraphModule) -> fx.GraphModule:
     Args:
         gm: what `onednn_convs` gave; changed in place, as it belongs to nobody else.
     """
-    for node in gm.graph.find_nodes(op="call_function", target=torch.mkldnn_convolution):
+    for node in gm.graph.find_nodes(op="call_function", target=onednn_conv):
         if (found := _every_rth(node.args[0])) is None:
             continue
         x, first, stride = found
         with gm.graph.inserting_before(node):
             reading = kept_call(gm.graph, conv_of_every_rth, (x, first, stride, *node.args[1:]))
-        reading.meta.update(node.meta)
-        node.replace_all_uses_with(reading)
-        gm.graph.erase_node(node)
+        replace_node(node, reading)
     gm.graph.eliminate_dead_code()
     gm.recompile()
     return gm
@@ -40,14 +39,15 @@ def conv_of_every_rth(
     x: Tensor,
     first: int,
     every: int,
-    weight: Tensor,
+    weight: Tensor | PackedWeight,
     bias: Tensor | None,
     padding: list[int],
     stride: list[int],
     dilation: list[int],
     groups: int,
+    relu: bool = False,
 ) -> Tensor:
-    """`mkldnn_convolution` of x[:, :, first::every].
+    """`onednn_conv` of x[:, :, first::every].
 
     Of one clip as a convolution with stride, padding and dilation in time R times as large. Of several, where the
     kernel has one frame, in the same way of all clips end to end. Else of a copy, as torch does it.
@@ -59,7 +59,7 @@ def conv_of_every_rth(
     single = weight.shape[2] == 1 and padding[0] == 0
     laid = x.is_contiguous(memory_format=torch.channels_last_3d)
     if n == 1 and laid:
-        return torch.mkldnn_convolution(
+        return onednn_conv(
             x[:, :, first:],
             weight,
             bias,
@@ -67,12 +67,13 @@ def conv_of_every_rth(
             [stride[0] * every, *stride[1:]],
             [dilation[0] * every, *dilation[1:]],
             groups,
+            relu,
         )
     if not (laid and single and t % (stride[0] * every) == 0):
-        return torch.mkldnn_convolution(x[:, :, first::every], weight, bias, padding, stride, dilation, groups)
+        return onednn_conv(x[:, :, first::every], weight, bias, padding, stride, dilation, groups, relu)
     ends = x.permute(0, 2, 3, 4, 1).reshape(1, n * t, *x.shape[3:], x.shape[1]).permute(0, 4, 1, 2, 3)
     step = [stride[0] * every, *stride[1:]]
-    y = torch.mkldnn_convolution(ends[:, :, first:], weight, bias, padding, step, dilation, groups)
+    y = onednn_conv(ends[:, :, first:], weight, bias, padding, step, dilation, groups, relu)
     _, c, frames, h, w = y.shape
     return y.permute(0, 2, 3, 4, 1).reshape(n, frames // n, h, w, c).permute(0, 4, 1, 2, 3)
 
