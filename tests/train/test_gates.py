@@ -66,8 +66,13 @@ def test_the_more_a_loss_counts_the_less_is_saved(loaders):
 
 
 def chance_loader(names: list[str]) -> list[dict[str, object]]:
-    """Labels are drawn: no clip needs more than another, but by chance."""
-    clips, labels = make_clip(len(names), 3, 8, 16, 16), torch.randint(5, (len(names),))
+    """Labels are drawn: no clip needs more than another, but by chance.
+
+    A draw of its own, whose clips are far from what the proof asks for (two standard errors behind, where one ahead is
+    asked for): machines round differently, and a draw near the border would be settled on some of them only.
+    """
+    draw = torch.Generator().manual_seed(0)
+    clips, labels = make_clip(len(names), 3, 8, 16, 16), torch.randint(5, (len(names),), generator=draw)
     parts = [slice(first, first + 8) for first in range(0, len(names), 8)]
     return [{"video": clips[part], "label": labels[part], "video_name": names[part]} for part in parts]
 
