@@ -13,12 +13,17 @@ from typing import Any
 
 import torch
 import torchvision
+from torch import Tensor, nn
 
 import vared2_fx as vr
 from vared2_fx.report.environment import processor
 from vared2_fx.turns import in_turns
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from networks import randomise_norms
+
 RESULTS = Path(__file__).parent / "results"
+NETWORKS = ("x3d_m", "slow_r50", "i3d_r50", "r2plus1d_r50", "csn_r101", "r3d_18")
 LAYOUTS = {"channels_last_3d": torch.channels_last_3d, "contiguous": torch.contiguous_format}
 
 
@@ -33,6 +38,13 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
+
+
+def network_and_clip(name: str) -> tuple[nn.Module, Tensor]:
+    """A network of the zoo in evaluation mode, random weights with norm statistics as in use, and what it takes."""
+    torch.manual_seed(0)
+    clip = vr.zoo.spec(name).example_inputs()
+    return randomise_norms(vr.zoo.load(name).eval(), clip), clip
 
 
 def interleaved(runs: dict[str, Callable[[], Any]], *, rounds: int, warmup: int = 1) -> dict[str, list[float]]:

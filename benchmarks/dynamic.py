@@ -18,17 +18,15 @@ Freed memory is kept by the process (`keep_memory`).
 import argparse
 import json
 import random
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 import torch
-from common import LAYOUTS, RESULTS, keep_memory, machine
+from common import LAYOUTS, NETWORKS, RESULTS, keep_memory, machine, network_and_clip
 from torch import Tensor, fx, nn
 
 import vared2_fx as vr
@@ -36,10 +34,6 @@ from vared2_fx.layers import Gate
 from vared2_fx.passes.rewrite import regions
 from vared2_fx.turns import in_turns
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from networks import randomise_norms
-
-NETWORKS = ("x3d_m", "slow_r50", "i3d_r50", "r2plus1d_r50", "csn_r101", "r3d_18")
 CHOICES = ((2, 1.0), (4, 1.0), (1, 0.5))
 BATCH = 8
 
@@ -104,9 +98,7 @@ def gates_share(
 
 @torch.inference_mode()
 def run(name: str, layout: str, rounds: int) -> dict[str, Any]:
-    torch.manual_seed(0)
-    clip = vr.zoo.spec(name).example_inputs()
-    model = randomise_norms(vr.zoo.load(name).eval(), clip)
+    model, clip = network_and_clip(name)
     dynamic = vr.convert(model, clip, vr.ConvertConfig(granularity="block")).eval()
     for network in (model, dynamic):
         network.to(memory_format=LAYOUTS[layout])

@@ -11,20 +11,14 @@ those of the same network, engine and batch are replaced. `engines_table.py` mak
 import argparse
 import json
 import random
-import sys
 from itertools import product
-from pathlib import Path
 
 import torch
-from common import RESULTS, keep_memory
+from common import NETWORKS, RESULTS, keep_memory, network_and_clip
 
 import vared2_fx as vr
 from vared2_fx.convert import conversion
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from networks import randomise_norms
-
-NETWORKS = ("x3d_m", "slow_r50", "i3d_r50", "r2plus1d_r50", "csn_r101", "r3d_18")
 CHOICES = ((2, 1.0), (4, 1.0), (1, 0.5))
 
 
@@ -42,9 +36,7 @@ def main() -> None:
     path = RESULTS / "engines.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     for name, engine, batch in product(args.networks, args.engines, args.batches):
-        torch.manual_seed(0)
-        clips = vr.zoo.spec(name).example_inputs()
-        model = randomise_norms(vr.zoo.load(name).eval(), clips)
+        model, clips = network_and_clip(name)
         variants = {}
         for granularity in args.granularities:
             dynamic = vr.convert(model, clips, vr.ConvertConfig(granularity=granularity))

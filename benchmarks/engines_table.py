@@ -63,13 +63,11 @@ speed-up of a choice that all gates make, after `autotune`; none should be below
 
 TRIED = """
 With r = 1/2 a block is slim inside, but the maps between blocks stay as wide as they were: its last convolution has
-half the multiply-adds, and writes and adds as much as before. In x3d_m most of the time goes into depthwise and 1×1
-convolutions of few channels, which wait for memory, so that fewer channels inside bring less than they promise.
+half the multiply-adds, and writes and adds as much as before.
 
-What was tried: each form of the rebuild in each engine (`benchmarks/rebuild_forms.py`), of which `deploy` takes the
-fastest; returning held frames as late as can be; in torch, sums and ReLU as a part of convolutions, and packed weights,
-without which R = 4 brings less there; SiLU as a part of convolutions, which hardly brings anything
-(`benchmarks/fused_convs.py`).
+What was tried: several forms of the rebuild in each engine (`benchmarks/rebuild_forms.py`); returning held frames as
+late as can be; in torch, sums and ReLU as a part of convolutions, and packed weights, without which R = 4 brings less
+there; SiLU as a part of convolutions, which hardly brings anything (`benchmarks/fused_convs.py`).
 """
 
 
@@ -93,14 +91,16 @@ def _table(results: dict[str, Any]) -> str:
         **{name: some[name] for name in _MACHINE},
         used=", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
     )
-    rows = [_row(key, result, kind) for key, result in results.items() for kind in ("block", "stage")]
-    rows = [row for row in rows if row is not None]
+    rows = [
+        _row(key, result, kind)
+        for key, result in results.items()
+        for kind in ("block", "stage")
+        if any(variant["name"].startswith(kind) for variant in result["variants"])
+    ]
     return head + "\n".join(rows) + "\n"
 
 
-def _row(key: str, result: dict[str, Any], kind: str) -> str | None:
-    if not any(variant["name"].startswith(kind) for variant in result["variants"]):
-        return None
+def _row(key: str, result: dict[str, Any], kind: str) -> str:
     variants = {variant["name"]: variant for variant in result["variants"]}
     aim = AIMS[result["engine"]][kind == "stage"]
     aims = {choice: None if choice in ("mixed", "full") else aim for choice in CHOICES}

@@ -22,8 +22,7 @@ TUNABLES = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483647:glibc
 
 
 @torch.inference_mode()
-def one_process(network: str, batch: int, threads: int) -> None:
-    torch.set_num_threads(threads)
+def one_process(network: str, batch: int) -> None:
     clips = vr.zoo.spec(network).example_inputs()
     clips = torch.randn(batch, *clips.shape[1:]).to(memory_format=torch.channels_last_3d)
     model = vr.zoo.load(network).eval().to(memory_format=torch.channels_last_3d)
@@ -41,7 +40,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.one:
-        one_process(args.network, args.batch, args.threads)
+        one_process(args.network, args.batch)
         return
     line = ("--one", "--network", args.network, "--batch", str(args.batch), "--threads", str(args.threads))
     found: dict[str, list[float]] = {"given back": [], "kept": []}

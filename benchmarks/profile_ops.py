@@ -8,7 +8,6 @@ variants in turns. Milliseconds of one call by kind of operator, median of the r
 
 import argparse
 import json
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -17,15 +16,11 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from common import RESULTS, keep_memory, machine
+from common import NETWORKS, RESULTS, keep_memory, machine, network_and_clip
 from torch import Tensor
 
 import vared2_fx as vr
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from networks import randomise_norms
-
-NETWORKS = ("x3d_m", "slow_r50", "i3d_r50", "r2plus1d_r50", "csn_r101", "r3d_18")
 CHOICES = {"base": (1, 1.0), "R=4": (4, 1.0), "r=0.5": (1, 0.5)}
 Profile = Callable[[], Counter[str]]
 """One call: milliseconds by kind of operator."""
@@ -90,9 +85,7 @@ PROFILES = {"torch": of_torch, "onnx": of_onnx, "openvino": of_openvino}
 
 @torch.no_grad()
 def run(name: str, engine: str, threads: int, rounds: int) -> dict[str, dict[str, float]]:
-    torch.manual_seed(0)
-    clip = vr.zoo.spec(name).example_inputs()
-    model = randomise_norms(vr.zoo.load(name).eval(), clip)
+    model, clip = network_and_clip(name)
     dynamic = vr.convert(model, clip, vr.ConvertConfig(granularity="block"))
     calls, found = {}, {}
     with tempfile.TemporaryDirectory() as folder:

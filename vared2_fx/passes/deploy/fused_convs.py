@@ -15,15 +15,16 @@ from vared2_fx.passes.trace import kept_call
 _ATEN = torch.ops.aten
 _RELU = (_ATEN.relu.default, _ATEN.relu_.default)
 _ADD = (_ATEN.add.Tensor, _ATEN.add_.Tensor)
-_CONVS = {onednn_conv: 0, conv_of_every_rth: 2}
-"""Functions of the graph, and the place among their arguments after which `onednn_conv`'s follow that of x."""
+_CONVS = (onednn_conv, conv_of_every_rth)
+_WEIGHT, _RELU_AT = 1, 7
+"""Places among the arguments of both; of `onednn_conv`, a summand comes after."""
 
 
 def fuse_convs(gm: fx.GraphModule) -> fx.GraphModule:
     """Let a convolution add the other summand, and apply the ReLU, that follow it and it alone.
 
-    Multiply-adds are all that skipping saves in the count; sums and activations are passes over maps, which in a wide
-    network take as long. SiLU is left alone: fused it is hardly faster (`benchmarks/fused_convs.py`).
+    Sums and activations are passes over whole maps, which the multiply-adds do not count. SiLU is left alone: fused it
+    is hardly faster (`benchmarks/fused_convs.py`).
 
     Args:
         gm: what `skipping_convs` gave; changed in place, as it belongs to nobody else.
@@ -34,8 +35,7 @@ def fuse_convs(gm: fx.GraphModule) -> fx.GraphModule:
     for node in list(gm.graph.nodes):
         conv: Any = node.args[0] if node.target in _RELU else None
         if conv is not None and conv.target in _CONVS and len(conv.users) == 1:
-            place = _CONVS[conv.target] + 7
-            conv.args = (*conv.args[:place], True, *conv.args[place + 1 :])
+            conv.update_arg(_RELU_AT, True)
             node.replace_all_uses_with(conv)
             gm.graph.erase_node(node)
     gm.recompile()
@@ -53,7 +53,7 @@ def _fuse_sum(gm: fx.GraphModule, node: fx.Node) -> None:
         if not _may_add(conv, other) or _changes_between(conv, node):
             continue
         with gm.graph.inserting_before(node):
-            both = kept_call(gm.graph, onednn_conv, (*conv.args[:7], False, other))
+            both = kept_call(gm.graph, onednn_conv, (*conv.args, other))
         replace_node(node, both)
         gm.graph.erase_node(conv)
         return
@@ -62,7 +62,7 @@ def _fuse_sum(gm: fx.GraphModule, node: fx.Node) -> None:
 def _may_add(conv: Any, other: Any) -> bool:
     if not (isinstance(conv, fx.Node) and isinstance(other, fx.Node)) or conv is other:
         return False
-    if conv.target is not onednn_conv or len(conv.args) > 7 or len(conv.users) != 1:
+    if conv.target is not onednn_conv or len(conv.args) > _RELU_AT + 1 or len(conv.users) != 1:
         return False
     mine, its = conv.meta["val"], other.meta.get("val")
     return isinstance(its, Tensor) and its.dtype == mine.dtype and _sizes(its) == _sizes(mine)
@@ -87,13 +87,12 @@ def pack_weights(gm: fx.GraphModule) -> fx.GraphModule:
         gm: what `fuse_convs` gave; changed in place, as it belongs to nobody else.
     """
     for number, node in enumerate([node for node in gm.graph.nodes if node.target in _CONVS]):
-        place = _CONVS[node.target] + 1
-        weight = node.args[place]
+        weight = node.args[_WEIGHT]
         if weight.op == "get_attr":
             name = f"packed_{number}"
             gm.add_submodule(name, PackedWeight(_attribute(gm, weight.target)))
             with gm.graph.inserting_before(node):
-                node.update_arg(place, gm.graph.get_attr(name))
+                node.update_arg(_WEIGHT, gm.graph.get_attr(name))
     gm.graph.eliminate_dead_code()
     gm.recompile()
     return gm

@@ -16,7 +16,7 @@ _NUM_KEPT = 2
 
 
 class PackedWeight(nn.Module):
-    """A kernel as oneDNN wants it, which otherwise lays it anew at each call: for few frames half of the time.
+    """A kernel as oneDNN wants it, which otherwise lays it anew at each call, however few frames there are.
 
     How it wants it depends on the shape of the map, and what is packed for another shape is laid anew more slowly than
     a plain kernel. So it is packed when a shape comes first.
@@ -34,7 +34,7 @@ class PackedWeight(nn.Module):
 
     def packed(self, sizes: torch.Size, *about: Any) -> Tensor:
         """For an input of `sizes`; `about`: padding, stride, dilation and groups."""
-        key = (sizes, torch.get_num_threads(), *map(str, about))
+        key = (sizes, torch.get_num_threads(), *about)
         for known, weight in self._kept:
             if known == key:
                 return weight
@@ -115,7 +115,7 @@ def replace_node(old: fx.Node, new: fx.Node) -> None:
 def _arguments(node: fx.Node) -> tuple[Any, ...]:
     given = dict(zip(_NAMES, node.args, strict=False)) | node.kwargs
     stride, padding, dilation = (_three(given.get(name, 0 if name == "padding" else 1)) for name in _NAMES[3:6])
-    return given["input"], given["weight"], given.get("bias"), padding, stride, dilation, given.get("groups", 1)
+    return given["input"], given["weight"], given.get("bias"), padding, stride, dilation, given.get("groups", 1), False
 
 
 def _three(value: Any) -> list[int]:

@@ -28,7 +28,7 @@ def skipping_convs(gm: fx.GraphModule) -> fx.GraphModule:
             continue
         x, first, stride = found
         with gm.graph.inserting_before(node):
-            reading = kept_call(gm.graph, conv_of_every_rth, (x, first, stride, *node.args[1:]))
+            reading = kept_call(gm.graph, conv_of_every_rth, (x, *node.args[1:], first, stride))
         replace_node(node, reading)
     gm.graph.eliminate_dead_code()
     gm.recompile()
@@ -37,17 +37,17 @@ def skipping_convs(gm: fx.GraphModule) -> fx.GraphModule:
 
 def conv_of_every_rth(
     x: Tensor,
-    first: int,
-    every: int,
     weight: Tensor | PackedWeight,
     bias: Tensor | None,
     padding: list[int],
     stride: list[int],
     dilation: list[int],
     groups: int,
-    relu: bool = False,
+    relu: bool,
+    first: int,
+    every: int,
 ) -> Tensor:
-    """`onednn_conv` of x[:, :, first::every].
+    """`onednn_conv` of x[:, :, first::every], with its arguments at the same places.
 
     Of one clip as a convolution with stride, padding and dilation in time R times as large. Of several, where the
     kernel has one frame, in the same way of all clips end to end. Else of a copy, as torch does it.
