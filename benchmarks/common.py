@@ -48,7 +48,7 @@ def network_and_clip(name: str) -> tuple[nn.Module, Tensor]:
 
 
 def interleaved(runs: dict[str, Callable[[], Any]], *, rounds: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of each run, in turn: A B A B …, so that a change of the machine's speed meets all alike."""
+    """Seconds of each run, in turns, so that a change of the machine's speed meets all alike."""
     times = in_turns(runs, rounds=rounds, warmup=warmup)
     return {name: [ms / 1e3 for ms in values] for name, values in times.items()}
 

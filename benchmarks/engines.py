@@ -4,8 +4,9 @@
 
 Random weights with norm statistics as in use; every region at the choice, or, in `mixed`, each at one that was drawn
 for it. Base and variants run in turns in one process, prepared the same way; freed memory is kept by the process
-(`keep_memory`). Results of earlier runs stay in the file,
-those of the same network, engine and batch are replaced. `engines_table.py` makes docs/speed.md of it.
+(`keep_memory`). Results of earlier runs stay in the file, those of the same network, engine and batch are replaced;
+where blocks and stages do not fit into memory beside each other, each can have a run and a place in the file.
+`engines_table.py` makes docs/speed.md of it.
 """
 
 import argparse
@@ -15,11 +16,21 @@ from itertools import product
 
 import torch
 from common import NETWORKS, RESULTS, keep_memory, network_and_clip
+from torch import Tensor, fx, nn
 
 import vared2_fx as vr
 from vared2_fx.convert import conversion
 
-CHOICES = ((2, 1.0), (4, 1.0), (1, 0.5))
+CHOICES = {"R=2 r=1": (2, 1.0), "R=4 r=1": (4, 1.0), "R=1 r=0.5": (1, 0.5), "mixed": None, "full": (1, 1.0)}
+
+
+def variants(model: nn.Module, clips: Tensor, granularity: str, choices: list[str]) -> dict[str, fx.GraphModule]:
+    """The network in each of the choices."""
+    dynamic = vr.convert(model, clips, vr.ConvertConfig(granularity=granularity))
+    draw = random.Random(0)
+    drawn = {region.path: draw.choice(region.grid.all()) for region in conversion(dynamic).plan.regions}
+    policies = {name: drawn if choice is None else {"*": choice} for name, choice in CHOICES.items()}
+    return {f"{granularity} {name}": vr.specialize(dynamic, policies[name]) for name in choices}
 
 
 def main() -> None:
@@ -27,9 +38,11 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--engines", nargs="+", default=("openvino", "onnx", "torch"))
     parser.add_argument("--granularities", nargs="+", default=("block", "stage"))
+    parser.add_argument("--choices", nargs="+", default=list(CHOICES), choices=list(CHOICES))
     parser.add_argument("--batches", nargs="+", type=int, default=(1,))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--warmup", type=int, default=2)
     args = parser.parse_args()
     kept = keep_memory()
     torch.set_num_threads(args.threads)
@@ -37,28 +50,22 @@ def main() -> None:
     found = json.loads(path.read_text()) if path.exists() else {}
     for name, engine, batch in product(args.networks, args.engines, args.batches):
         model, clips = network_and_clip(name)
-        variants = {}
+        networks: dict[str, fx.GraphModule] = {}
         for granularity in args.granularities:
-            dynamic = vr.convert(model, clips, vr.ConvertConfig(granularity=granularity))
-            for stride, share in CHOICES:
-                key = f"{granularity} R={stride} r={share:g}"
-                variants[key] = vr.specialize(dynamic, {"*": (stride, share)})
-            draw = random.Random(0)
-            drawn = {r.path: draw.choice(r.grid.all()) for r in conversion(dynamic).plan.regions}
-            variants[f"{granularity} mixed"] = vr.specialize(dynamic, drawn)
-            variants[f"{granularity} full"] = vr.specialize(dynamic, {"*": (1, 1.0)})
+            networks |= variants(model, clips, granularity, args.choices)
         result = vr.bench(
             model,
-            variants,
+            networks,
             engine=engine,
             example_inputs=clips,
             batch_size=batch,
             threads=args.threads,
             rounds=args.rounds,
-            warmup=2,
+            warmup=args.warmup,
         )
         print(result, flush=True)
-        found[f"{name} {engine} batch {batch}"] = json.loads(result.to_json()) | {"memory_kept": kept}
+        key = f"{name} {engine} batch {batch}" + (f" {args.granularities[0]}" if len(args.granularities) == 1 else "")
+        found[key] = json.loads(result.to_json()) | {"memory_kept": kept}
         path.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -1,5 +1,6 @@
 """Timing several things in turns, so that what disturbs the machine disturbs all alike."""
 
+import random
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -12,7 +13,10 @@ K = TypeVar("K")
 def in_turns(
     runs: Mapping[K, Callable[[], Any]], *, rounds: int, warmup: int = 1, wait: Callable[[], None] = lambda: None
 ) -> dict[K, list[float]]:
-    """Milliseconds of each run: A B A B and so on.
+    """Milliseconds of each run: in each round all of them, in an order drawn for that round.
+
+    What ran just before leaves its marks on caches, memory and the clock of the processor; in an order that never
+    changes, each would always meet the marks of the same one.
 
     Args:
         runs: what to time.
@@ -24,8 +28,9 @@ def in_turns(
         for run in runs.values():
             run()
     times: dict[K, list[float]] = {name: [] for name in runs}
+    draw = random.Random(0)
     for _ in range(rounds):
-        for name, run in runs.items():
+        for name, run in draw.sample(list(runs.items()), len(runs)):
             wait()
             start = time.perf_counter()
             run()

@@ -18,9 +18,13 @@ CLIP = make_clip(1, 3, 8, 16, 16)
 def test_in_turns():
     seen: list[str] = []
     runs = {name: lambda name=name: seen.append(name) for name in "ab"}
-    times = in_turns(runs, rounds=3, warmup=2, wait=lambda: seen.append("."))
-    assert "".join(seen) == "abab" + ".a..b." * 3
-    assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3}
+    times = in_turns(runs, rounds=20, warmup=2, wait=lambda: seen.append("."))
+    text = "".join(seen)
+    assert text.startswith("abab.")
+    rounds = [text[start : start + 6] for start in range(4, len(text), 6)]
+    assert len(rounds) == 20
+    assert set(rounds) == {".a..b.", ".b..a."}
+    assert {name: len(values) for name, values in times.items()} == {"a": 20, "b": 20}
 
 
 def test_times_are_milliseconds():

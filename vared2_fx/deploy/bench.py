@@ -40,8 +40,8 @@ def bench(
 ) -> BenchResult:
     """Measure how long a network and variants of it take in an engine, all prepared the same way.
 
-    They run in turns in this process: base, first variant, second variant, base, … A variant's speed-up is the median
-    of its ratios to the base of the same round.
+    They run in turns in this process, each once a round, in an order drawn anew for each round: what runs after what
+    must not decide. A variant's speed-up is the median of its ratios to the base of the same round.
 
     Args:
         base: the network; not changed.
