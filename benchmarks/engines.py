@@ -4,15 +4,17 @@
 
 Random weights with norm statistics as in use; every region at the choice, or, in `mixed`, each at one that was drawn
 for it. Base and variants run in turns in one process, prepared the same way; freed memory is kept by the process
-(`keep_memory`). Results of earlier runs stay in the file, those of the same network, engine and batch are replaced;
-where blocks and stages do not fit into memory beside each other, each can have a run and a place in the file.
+(`keep_memory`). Where they do not fit into memory together, `--at-once 1` runs one variant after the other with the
+original. Results of earlier runs stay in the file, those of the same network, engine and batch are replaced.
 `engines_table.py` makes docs/speed.md of it.
 """
 
 import argparse
+import gc
 import json
 import random
 from itertools import product
+from typing import Any
 
 import torch
 from common import NETWORKS, RESULTS, keep_memory, network_and_clip
@@ -43,6 +45,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--at-once", type=int, help="variants in memory beside the original; by default all")
     args = parser.parse_args()
     kept = keep_memory()
     torch.set_num_threads(args.threads)
@@ -53,19 +56,24 @@ def main() -> None:
         networks: dict[str, fx.GraphModule] = {}
         for granularity in args.granularities:
             networks |= variants(model, clips, granularity, args.choices)
-        result = vr.bench(
-            model,
-            networks,
-            engine=engine,
-            example_inputs=clips,
-            batch_size=batch,
-            threads=args.threads,
-            rounds=args.rounds,
-            warmup=args.warmup,
-        )
-        print(result, flush=True)
-        key = f"{name} {engine} batch {batch}" + (f" {args.granularities[0]}" if len(args.granularities) == 1 else "")
-        found[key] = json.loads(result.to_json()) | {"memory_kept": kept}
+        document: dict[str, Any] = {}
+        names, at_once = list(networks), args.at_once or len(networks)
+        for start in range(0, len(names), at_once):
+            result = vr.bench(
+                model,
+                {name: networks[name] for name in names[start : start + at_once]},
+                engine=engine,
+                example_inputs=clips,
+                batch_size=batch,
+                threads=args.threads,
+                rounds=args.rounds,
+                warmup=args.warmup,
+            )
+            print(result, flush=True)
+            part = json.loads(result.to_json())
+            document = part | document | {"variants": [*document.get("variants", []), *part["variants"]]}
+            gc.collect()
+        found[f"{name} {engine} batch {batch}"] = document | {"memory_kept": kept, "at_once": at_once}
         path.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -16,8 +16,9 @@ HEAD = """# Speed
 
 What static variants gain on the clock, in each engine, against the original network in the same engine, made ready in
 the same way. Made by `benchmarks/engines_table.py` from `benchmarks/results/engines.json`, which
-`benchmarks/engines.py` measures: random weights, float32, base and variants in turns in one process, median of the
-ratios of all rounds.
+`benchmarks/engines.py` measures: random weights, float32, base and variants in turns in one process, in an order drawn
+for each round, median of the ratios of all rounds. Where memory does not hold all of them, with 8 clips, some variants
+at a time run with the original.
 
 Each cell is the measured speed-up and, in brackets, its share of what the multiply-adds promise: (measured − 1) /
 (ideal − 1). Above 1 is possible: frames that layers in a row hold alike are held once, at the end, so that activations
