@@ -164,3 +164,26 @@ def test_nothing_in_any_block_is_an_error_that_says_so():
 
     with pytest.raises(ConvertError, match="no run of layers through it"):
         vr.convert(Squashed().eval(), make_clip(1, 3, 8, 16, 16), ConvertConfig(granularity="block"))
+
+
+class Valid(Net):
+    """Its second convolution gives two frames less than it reads; the third, of an even kernel, one more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = nn.Conv3d(8, 8, 3, padding=(0, 1, 1))
+        self.c = nn.Conv3d(8, 8, (2, 1, 1), padding=(1, 0, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.c(self.b(self.a(x).relu()).relu()).mean((2, 3, 4)))
+
+
+@pytest.mark.parametrize("granularity", ["block", "stage"])
+def test_what_loses_or_adds_frames_at_the_ends_is_in_no_block(granularity):
+    """Of half of the frames it would lose as many, which are twice as far apart, or have none left."""
+    plan = scanned(Valid(), granularity)
+    assert [region.convs for region in plan.regions] == [("a",)]
+    assert [(entry.path, entry.reason) for entry in plan.skipped if entry.path in "bc"] == [
+        ("b", "no_block"),
+        ("c", "no_block"),
+    ]

@@ -11,7 +11,7 @@ import networkx as nx
 from torch import fx
 
 from vared2_fx.config import Granularity
-from vared2_fx.passes.roles import Kind, Role, is_map, roles
+from vared2_fx.passes.roles import Kind, Role, is_map, keeps_time, roles
 
 _IN_BLOCKS: frozenset[Kind] = frozenset({"conv", "norm", "pointwise", "mixing", "pool", "squeeze", "scale"})
 _IN_STAGES: frozenset[Kind] = _IN_BLOCKS | {"join", "concat"}
@@ -90,6 +90,8 @@ class _Search:
 
     def _fits(self, node: fx.Node) -> bool:
         role = self.roles[node]
+        if role.kind in ("conv", "pool") and (role.geometry is None or not keeps_time(role.geometry)):
+            return False
         if role.kind == "conv":
             return self.takes(node)
         if role.kind == "pool" and not self.is_stage:

@@ -174,6 +174,12 @@ def geometry_of(module: nn.Module) -> ConvGeometry | PoolGeometry | None:
     return PoolGeometry(*(size(getattr(module, name, 1)) for name in ("kernel_size", "stride", "padding", "dilation")))
 
 
+def keeps_time(geometry: ConvGeometry | PoolGeometry) -> bool:
+    """Whether of T frames it makes T / stride, rounded up or down: none is lost at the ends, and none is added."""
+    reach = geometry.dilation[0] * (geometry.kernel_size[0] - 1)
+    return reach - geometry.stride[0] < 2 * geometry.padding[0] <= reach
+
+
 def is_one(size: Any) -> bool:
     """Whether the size of a pooling's output is one along every axis."""
     return size == 1 or (isinstance(size, (tuple, list)) and all(n == 1 for n in size))
