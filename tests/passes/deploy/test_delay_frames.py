@@ -12,6 +12,7 @@ from vared2_fx.layers import FrameReturn
 from vared2_fx.passes.deploy.cancel_frames import cancel_frames
 from vared2_fx.passes.deploy.delay_frames import delay_frames
 from vared2_fx.passes.deploy.follow import follow
+from vared2_fx.passes.deploy.pipeline import prepare
 from vared2_fx.passes.trace import calls
 
 NEAR = {"rtol": 1e-4, "atol": 1e-5}
@@ -90,3 +91,32 @@ def test_odd_numbers_of_frames():
         for frames in (7, 8, 5):
             other = make_clip(2, 3, frames, 32, 32)
             torch.testing.assert_close(cancel_frames(delay_frames(static))(other), static(other), **NEAR)
+
+
+class HalvedTime(nn.Module):
+    """A residual block that halves time, and one that keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv3d(3, 8, 3, stride=(2, 1, 1), padding=1), nn.Conv3d(8, 8, 3, padding=1)
+        self.shortcut = nn.Conv3d(3, 8, 1, stride=(2, 1, 1))
+        self.c, self.head = nn.Conv3d(8, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, T, H, W) → (N, 5)."""
+        x = (self.b(self.a(x).relu()) + self.shortcut(x)).relu()
+        x += self.c(x)
+        return self.head(x.mean((2, 3, 4)))
+
+
+@pytest.mark.parametrize("num_frames", [7, 8, 10, 12, 13])
+@pytest.mark.parametrize("rebuild", ["hold", "repeat"])
+def test_where_branches_compute_other_numbers_of_frames(rebuild, num_frames):
+    """Of 10 frames 5 are left, of which the first block computes 3, of 5 in 10, and the second 2, of 5 in 5."""
+    torch.manual_seed(0)
+    clip = make_clip(1, 3, num_frames, 16, 16)
+    config = ConvertConfig(granularity="block", frame_rebuild=rebuild, min_macs_share=0.0)
+    static = vr.specialize(vr.convert(HalvedTime().eval(), clip, config), {"*": (2, 1.0)})
+    with torch.no_grad():
+        for engine in ("torch", "openvino", "onnx"):
+            torch.testing.assert_close(prepare(static, clip, engine)(clip), static(clip), **NEAR)

@@ -59,7 +59,7 @@ def cancel_frames(gm: fx.GraphModule) -> fx.GraphModule:
         for user in list(node.users):
             if user.op == "call_module" and isinstance(module_of(out, user), FrameSkip):
                 _skip(out, node, user, back)
-            elif _averages(out, found, user, back):
+            elif _averages(out, found, node, user):
                 _average(out, node, user, back)
         for user in [user for user in node.users if user.args[1:] == (node,) and user.args[0] is not node]:
             _count_from_afar(out, node, user, back)
@@ -94,11 +94,11 @@ def _count_from_afar(out: fx.GraphModule, node: fx.Node, user: fx.Node, back: Fr
     user.args = (user.args[0], node.args[1])
 
 
-def _averages(out: fx.GraphModule, found: dict[fx.Node, Role], user: fx.Node, back: FrameReturn) -> bool:
-    """Whether `user` takes the mean over all frames, which come in whole groups."""
-    frames = user.all_input_nodes[0].meta["shape"][2]
-    if back.rebuild.next_scale is not None or frames % back.rebuild.stride:
+def _averages(out: fx.GraphModule, found: dict[fx.Node, Role], node: fx.Node, user: fx.Node) -> bool:
+    """Whether `user` takes the mean over all frames that `node` returns, in whole groups."""
+    if module_of(out, node).rebuild.next_scale is not None or not in_whole_groups(out, node):
         return False
+    frames = node.meta["shape"][2]
     if user.op == "call_module" and isinstance(module_of(out, user), nn.AvgPool3d):
         pool, role = module_of(out, user), found[user]
         plain = role.kind == "pool" and not any(_three(pool.padding)) and pool.divisor_override is None
@@ -106,6 +106,13 @@ def _averages(out: fx.GraphModule, found: dict[fx.Node, Role], user: fx.Node, ba
         return plain and once and _three(pool.kernel_size)[0] == frames
     is_max = user.op == "call_module" and isinstance(module_of(out, user), nn.AdaptiveMaxPool3d)
     return found[user].kind == "squeeze" and not is_max
+
+
+def in_whole_groups(out: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a `FrameReturn` makes R frames of each that it is given, and leaves none out."""
+    computed = node.args[0]
+    assert isinstance(computed, fx.Node)
+    return bool(node.meta["shape"][2] == computed.meta["shape"][2] * module_of(out, node).rebuild.stride)
 
 
 def _average(out: fx.GraphModule, node: fx.Node, user: fx.Node, back: FrameReturn) -> None:

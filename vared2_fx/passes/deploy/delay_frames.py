@@ -38,7 +38,7 @@ def _held(out: fx.GraphModule, node: fx.Node, role: Role) -> list[fx.Node] | Non
     if not held or len(held) < len(maps):
         return None
     strides = {module_of(out, source).rebuild.stride for source in held}
-    frames = {source.meta["shape"][2] for source in held}
+    frames = {(source.meta["shape"][2], _computed(source).meta["shape"][2]) for source in held}
     others_see = role.in_place and (len(held[0].users) > 1 or len(_computed(held[0]).users) > 1)
     return held if len(strides) == len(frames) == 1 and not others_see else None
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from vared2_fx.layers import FrameReturn
+from vared2_fx.passes.deploy.cancel_frames import in_whole_groups
 from vared2_fx.passes.roles import is_map
 from vared2_fx.passes.trace import calls, fork, module_of
 
@@ -113,7 +114,7 @@ def frame_forms(gm: fx.GraphModule, *, form: FrameForm) -> fx.GraphModule:
     out = fork(gm)
     for node in calls(out, FrameReturn):
         back, num_frames = module_of(out, node), node.meta["shape"][2]
-        if back.rebuild.next_scale is not None or num_frames % back.rebuild.stride:
+        if back.rebuild.next_scale is not None or not in_whole_groups(out, node):
             continue
         computed = node.args[0]
         if form != "resize" and len(node.users) == 1 and (other := _added(user := next(iter(node.users)), node)):
