@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from networks import make_clip, tiny_net
+from networks import make_clip, randomise_rebuilds, tiny_net
 from torch import fx, nn
 from torch.nn.utils import parametrizations
 
+import vared2_fx as vr
 from vared2_fx.passes.deploy.fold_norms import fold_norms
 from vared2_fx.passes.deploy.follow import follow
+from vared2_fx.passes.deploy.settle_variants import settle_variants
 from vared2_fx.passes.trace import calls
 
 CLIP = make_clip(2, 4, 5, 6, 6)
@@ -199,3 +201,18 @@ def test_a_whole_network_at_other_sizes():
     out = fold_norms(gm)
     for clip in (make_clip(3, 3, 8, 16, 16), make_clip(1, 3, 5, 20, 20)):
         torch.testing.assert_close(out(clip), gm(clip), **NEAR)
+
+
+@pytest.mark.parametrize("rebuild", ["hold", "repeat", "interpolate"])
+@pytest.mark.parametrize("choice", [(1, 1.0), (2, 1.0), (4, 1.0)])
+def test_a_norm_behind_rebuilt_frames_is_folded_into_both(rebuild, choice):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv3d(4, 8, 3, padding=1), random_norm(nn.BatchNorm3d(8)), nn.ReLU()).eval()
+    clip = make_clip(2, 4, 7, 6, 6)
+    dynamic = vr.convert(model, clip, vr.ConvertConfig(frame_rebuild=rebuild, min_macs_share=0.0))
+    if rebuild != "hold":
+        randomise_rebuilds(dynamic)
+    static = vr.specialize(dynamic, {"*": choice})
+    gm, out = folded(settle_variants(static), clip)
+    assert (num_norms(gm), num_norms(out)) == (1, 0)
+    torch.testing.assert_close(out(clip), static(clip), rtol=1e-4, atol=1e-4)

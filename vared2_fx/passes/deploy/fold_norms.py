@@ -1,12 +1,15 @@
 """Batch norm of evaluation into the weights of what comes before it."""
 
+import copy
 from collections import Counter
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
+from vared2_fx.layers import ConvVariant, FrameRebuild
 from vared2_fx.passes.deploy.inside import shallow_copy
 from vared2_fx.passes.trace import fork, module_of
 
@@ -22,6 +25,9 @@ _METHODS = ("forward", "_conv_forward", "__call__")
 
 def fold_norms(gm: fx.GraphModule) -> fx.GraphModule:
     """Scale and shift the weights of each convolution or linear layer as the batch norm behind it does its output.
+
+    Of a convolution whose frames are rebuilt, those of the rebuild as well. Channels that are rebuilt from normed ones
+    would have to be divided by those ones' scale, which may be zero; such a norm stays.
 
     Needs: evaluation mode, a norm with statistics; the layer is called once and only the norm sees its output; both
     are of torch's own classes, or subclasses that compute the same way, without hooks or parametrizations. Whatever
@@ -48,6 +54,8 @@ def fold_norms(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _fits(layer: nn.Module, norm: nn.Module, call: fx.Node) -> bool:
+    if isinstance(layer, ConvVariant) and layer.channel_rebuild is None:
+        layer = layer.body
     for kind, norm_kind in _KINDS:
         if isinstance(layer, kind) and isinstance(norm, norm_kind):
             break
@@ -74,6 +82,12 @@ def _same_methods(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 def _folded(layer: Any, norm: Any) -> nn.Module:
     """A copy of `layer` with weights of its own; computed in float64, rounded once."""
+    if isinstance(layer, ConvVariant):
+        new = shallow_copy(layer)
+        new._modules["body"] = _folded(layer.body, norm)
+        if layer.frame_rebuild is not None:
+            new._modules["frame_rebuild"] = _rebuild_of_normed(layer.frame_rebuild, norm)
+        return new
     values = (layer.weight, layer.bias, norm.running_mean, norm.running_var)
     weight, bias, mean, var = (None if value is None else value.detach().double() for value in values)
     scale, shift = (None if value is None else value.detach().double() for value in (norm.weight, norm.bias))
@@ -85,4 +99,17 @@ def _folded(layer: Any, norm: Any) -> nn.Module:
     new = shallow_copy(layer)
     for name, value in zip(("weight", "bias"), folded, strict=True):
         new._parameters[name] = nn.Parameter(value.detach().to(layer.weight.dtype), requires_grad=False)
+    return new
+
+
+def _rebuild_of_normed(rebuild: FrameRebuild, norm: Any) -> FrameRebuild:
+    """Φt of frames that were normed before: norm(s · x + s' · x' + β) = s · norm(x) + s' · norm(x') + β'."""
+    new = copy.deepcopy(rebuild)
+    if rebuild.kind == "hold":
+        return new
+    gain = (norm.running_var.double() + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight.double())
+    shift = (0.0 if norm.bias is None else norm.bias.double()) - norm.running_mean.double() * gain
+    scales = rebuild.scale.double() if rebuild.next_scale is None else rebuild.scale.double() + rebuild.next_scale
+    with torch.no_grad():
+        new.bias.copy_(gain * rebuild.bias.double() + shift * (1 - scales))
     return new

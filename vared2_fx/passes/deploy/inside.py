@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from torch import fx, nn
 
+from vared2_fx.passes.hooks import has_hooks
 from vared2_fx.passes.trace import fork
 
 Replace = Callable[[nn.Module], nn.Module | None]
@@ -12,7 +13,7 @@ Replace = Callable[[nn.Module], nn.Module | None]
 
 
 def replace_modules(gm: fx.GraphModule, replace: Replace) -> fx.GraphModule:
-    """Ask `replace` about every module that a node calls, and about all that is inside one.
+    """Ask `replace` about every module that a node calls, and about all that is inside one, but for those with hooks.
 
     Returns:
         A fork of `gm`; a module that two places share is replaced by one that they share.
@@ -43,7 +44,7 @@ def shallow_copy(module: nn.Module) -> nn.Module:
 
 def _replaced(module: nn.Module, replace: Replace, known: dict[nn.Module, nn.Module]) -> nn.Module:
     if module not in known:
-        new = replace(module)
+        new = None if has_hooks(module) else replace(module)
         if new is None:
             children = {name: child for name, child in module._modules.items() if child is not None}
             others = {name: _replaced(child, replace, known) for name, child in children.items()}

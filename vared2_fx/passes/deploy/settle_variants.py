@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, fx, nn
 
-from vared2_fx.layers import SlimConv, SlimNorm
+from vared2_fx.layers import FULL, ConvVariant, SlimConv, SlimNorm
 from vared2_fx.passes.deploy.inside import replace_modules
 
 
@@ -21,7 +21,7 @@ def _settled(module: nn.Module) -> nn.Module | None:
         return _plain_conv(module)
     if isinstance(module, SlimNorm):
         return _plain_norm(module)
-    return None
+    return module.body if isinstance(module, ConvVariant) and module.choice == FULL else None
 
 
 def _plain_conv(slim: SlimConv) -> nn.Conv3d:
