@@ -190,6 +190,30 @@ def test_parameters_and_buffers_of_the_network_itself_are_kept():
     assert model.shift.grad is None
 
 
+@pytest.mark.parametrize("granularity", ["conv", "block", "stage"])
+def test_buffers_inside_a_region_move_with_it(granularity):
+    class Scaled(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("gain", torch.rand(1, 8, 1, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.b(self.a(x) * self.gain).mean((2, 3, 4)))
+
+    dynamic = vr.convert(Scaled().eval(), CLIP, ConvertConfig(granularity=granularity, min_macs_share=0.0))
+    with vr.policy(dynamic, {"*": (2, 0.5)}):
+        before = dynamic(CLIP)
+        dynamic.double()
+        with torch.no_grad():
+            torch.testing.assert_close(dynamic(CLIP.double()).float(), before)
+            for name, buffer in dynamic.named_buffers():
+                if name.endswith("gain"):
+                    buffer.mul_(2)
+            assert not torch.allclose(dynamic(CLIP.double()).float(), before)
+    static = vr.specialize(dynamic, {"*": (2, 0.5)})
+    assert static(CLIP.double()).dtype == torch.float64
+
+
 def test_a_network_compiled_in_place():
     model = tiny_net()
     model.compile()

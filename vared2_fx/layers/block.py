@@ -3,9 +3,10 @@
 N clips, C channels, T frames, H height, W width; J frame strides, I channel shares.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from typing_extensions import Self
 
 from vared2_fx.layers.block_geometry import BlockGeometry
 from vared2_fx.layers.gate import Gate
@@ -30,7 +31,7 @@ class DynamicBlock(DynamicRegion):
         frame_rebuilds: list[FrameRebuild],
         channel_rebuilds: Sequence[Sequence[ChannelRebuild]],
         statistics: Sequence[Sequence[nn.BatchNorm3d]],
-        variants: Mapping[Choice, nn.Module],
+        variants: Mapping[Choice, fx.GraphModule],
         geometries: Mapping[float, BlockGeometry],
         prefix: str = "",
     ) -> None:
@@ -49,6 +50,15 @@ class DynamicBlock(DynamicRegion):
         super().__init__(body, gate, frame_rebuilds, _nested(channel_rebuilds))
         self.statistics, self.prefix = _nested(statistics), prefix
         self._variants, self._geometries = dict(variants), dict(geometries)  # own no weights: no submodules
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast; variants follow, whose buffers would otherwise be those of before."""
+        super()._apply(fn, recurse)
+        for variant in self._variants.values():
+            for node in variant.graph.find_nodes(op="get_attr"):
+                owner, _, name = str(node.target).rpartition(".")
+                setattr(variant.get_submodule(owner), name, getattr(self.body.get_submodule(owner), name))
+        return self
 
     def variant(self, choice: Choice) -> nn.Module:
         """The block at one fixed choice, sharing weights."""

@@ -48,6 +48,8 @@ class SlimConv(nn.Module):
     What it does not read is a linear function of what it reads (Φc), so that it is part of its kernel: Σ over the
     skipped channels s of w_s · (scale_s · x_source(s) + bias_s). At the rim of a padded map the bias is counted as if
     the map went on (ours).
+
+    Without gradients the kernel is kept until a parameter changes; a change by way of `.data` cannot be seen.
     """
 
     def __init__(self, conv: nn.Conv3d, num_out: int, num_in: int, rebuild: ChannelRebuild | None) -> None:

@@ -145,7 +145,7 @@ def make_block(
     for module in (gate, *frame_rebuilds):
         module.to(device=like.device, dtype=like.dtype)
     geometries = {share: facts.geometry(share) for share in grid.channel_shares}
-    variants: dict[Choice, nn.Module] = {FULL: body}
+    variants: dict[Choice, fx.GraphModule] = {FULL: body}
     for choice in grid.all()[1:]:
         stride, share = choice
         swaps: dict[fx.Node, nn.Module] = {}
