@@ -102,20 +102,23 @@ def _measure(
     """The network's speed-up with one place reduced, by form and number of the place."""
     from vared2_fx.deploy.bench import bench  # not above: deployment reads what convert made
 
-    variants: dict[tuple[str, int], fx.GraphModule] = {}
-    for kind, plan in plans.items():
-        if not plan.regions:
-            continue
-        dynamic = run_passes(gm, pipeline(replace(config, granularity=kind), plan))  # type: ignore[arg-type]
-        for number, place in enumerate(found):
-            own = place.blocks if kind == "block" else [place.stage] if place.stage else []
-            if own:
-                choices = {"*": FULL} | {region.path: probe for region in own}
-                variants[kind, number] = specialize(dynamic, choices)
-    named = {f"{kind} {number}": network for (kind, number), network in variants.items()}
-    with evaluating(gm):
-        result = bench(gm, named, engine=config.engine, example_inputs=args, rounds=_ROUNDS, warmup=2)
-    return {key: timed.speed_up for key, timed in zip(variants, result.variants, strict=True)}
+    dynamic = {
+        kind: run_passes(gm, pipeline(replace(config, granularity=kind), plan))  # type: ignore[arg-type]
+        for kind, plan in plans.items()
+        if plan.regions
+    }
+    speed_ups: dict[tuple[str, int], float] = {}
+    for number, place in enumerate(found):
+        forms = {"block": place.blocks, "stage": () if place.stage is None else (place.stage,)}
+        variants = {
+            kind: specialize(dynamic[kind], {"*": FULL} | {region.path: probe for region in own})
+            for kind, own in forms.items()
+            if own
+        }
+        with evaluating(gm):  # place by place: an engine may keep gigabytes for each network
+            result = bench(gm, variants, engine=config.engine, example_inputs=args, rounds=_ROUNDS, warmup=2)
+        speed_ups |= {(timed.name, number): timed.speed_up for timed in result.variants}
+    return speed_ups
 
 
 def _merged(plan: Plan, gm: fx.GraphModule, chosen: dict[str, PlanRegion], slow: dict[str, str]) -> Plan:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from block_networks import block_net
-from networks import make_clip, tiny_net
+from networks import Net, make_clip, tiny_net
 
 import vared2_fx as vr
 from vared2_fx import Choice, ConvertConfig
@@ -101,6 +101,31 @@ def test_times_are_stored_for_this_network_and_such_clips(tmp_path):
     file.unlink()
     file.mkdir()
     assert vr.autotune(dynamic, CLIPS, store=tmp_path).times, "no place to store: measured, and said in the log"
+
+
+def test_times_are_those_of_this_rebuild(tmp_path):
+    for rebuild in ("repeat", "interpolate"):
+        vr.autotune(vr.convert(tiny_net(), config=ConvertConfig(frame_rebuild=rebuild)), CLIPS, store=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_clips_that_do_not_fit_leave_what_was_tuned(tmp_path):
+    dynamic = converted()
+    _, region = next(iter(regions(dynamic).items()))
+    region.gate.run_in_full([Choice(2, 1.0)])
+    with pytest.raises(ConvertError, match="does not run"):
+        vr.autotune(dynamic, CLIPS[:, :2], store=tmp_path)
+    assert region.gate.taken(Choice(2, 1.0)) == FULL
+
+
+def test_clips_stay_as_they_are(tmp_path):
+    class Normalising(Net):
+        def forward(self, x):
+            return super().forward(x.sub_(1.0))
+
+    clips = CLIPS.clone()
+    vr.autotune(vr.convert(Normalising(), clips), clips, store=tmp_path, rounds=1)
+    assert torch.equal(clips, CLIPS)
 
 
 def test_copies_keep_it_and_files_do_not(tmp_path):

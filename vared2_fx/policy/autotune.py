@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+import vared2_fx
+from vared2_fx.convert import conversion
 from vared2_fx.errors import ConvertError
 from vared2_fx.layers import FULL, Choice, DynamicRegion
-from vared2_fx.modes import evaluating
+from vared2_fx.modes import evaluating, unchanged
 from vared2_fx.passes.fingerprint import fingerprint
 from vared2_fx.passes.rewrite import full_regions, regions
 from vared2_fx.passes.shapes import Inputs, as_args, clips_of, measure_shapes
@@ -127,11 +129,11 @@ def autotune(
     if type(rounds) is not int or rounds < 1:
         raise ConvertError(f"autotune: rounds={rounds!r}; it must be a number of at least 1.")
     args = as_args(example_inputs)
+    measure_shapes(full_regions(network), args)  # raises what is wrong with them
     release(network)
     file = _file(store, network, args)
     tuned = None if measure_again else _read(file, found)
     if tuned is None:
-        measure_shapes(full_regions(network), args)
         tuned = _measure(network, found, args, rounds)
         _write(file, tuned)
     for path, choices in tuned.replaced.items():
@@ -163,8 +165,8 @@ def _measure(
         for path, region in found.items()
     ]
     try:
-        with evaluating(network), full(network):
-            network(*args)
+        with unchanged(network), evaluating(network), full(network):
+            network(*tree_map_only(Tensor, torch.clone, args))  # some write into what they are given
     finally:
         for hook in hooks:
             hook.remove()
@@ -212,7 +214,9 @@ def _file(folder: str | Path | None, network: fx.GraphModule, args: tuple[Any, .
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     first = next(network.parameters())
     about = {
+        "release": vared2_fx.__version__,
         "network": fingerprint(network),
+        "config": asdict(conversion(network).config),
         "choices": {path: [tuple(choice) for choice in r.grid.all()] for path, r in regions(network).items()},
         "inputs": [(tuple(x.shape), str(x.dtype), x.stride()[1] == 1) for x in tree_leaves(args)],
         "machine": [device_name(first.device), first.device.type, torch.get_num_threads(), torch.__version__],
