@@ -30,6 +30,9 @@ def test_variants_of_a_saved_network(run):
     document = json.loads(run("bench", "saved", *QUICK, "--json", "--choices", "*=2,1.0").stdout)
     assert document["network"] == "DemoNet"
     assert document["variants"][0]["macs"] < document["base"]["macs"]
+    for words in (("--granularity", "stage"), ("--exclude", "stem.*")):
+        result = run("bench", "saved", *QUICK, "--choices", "*=2,1.0", *words, code=2)
+        assert "saved is converted already; --granularity, --include and --exclude say how to convert" in result.stderr
 
 
 @pytest.mark.parametrize("text", ["*", "*=2", "=2,1", "*=two,1", "*=2,1;", ""])

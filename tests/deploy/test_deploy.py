@@ -1,6 +1,7 @@
 """A deployed network answers as the network does, in every engine."""
 
 import threading
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -163,6 +164,101 @@ def test_lists_in_and_out(quick_engine):
         deployed([given[0], inputs[1]])
 
 
+class Streams(Net):
+    """Takes a dict, and answers with logits before the map that they are of."""
+
+    def forward(self, x):
+        y = self.b(self.a(x["rgb"]).relu()) + self.a(x["flow"]).mean(2, keepdim=True)
+        return self.head(y.mean((2, 3, 4))), y
+
+
+def test_a_dict_is_told_by_its_keys(quick_engine):
+    torch.manual_seed(0)
+    model, rgb, flow = Streams().eval(), CLIP, make_clip(1, 3, 8, 16, 16, seed=1)
+    deployed = vr.deploy(model, quick_engine, example_inputs={"rgb": rgb, "flow": flow})
+    expected, _ = model({"rgb": rgb, "flow": flow})
+    for given in ({"rgb": rgb, "flow": flow}, {"flow": flow, "rgb": rgb}):
+        assert largest_difference(expected, deployed(given)[0]) <= NEAR
+
+
+def test_a_map_that_is_given_out_beside_the_logits():
+    class Both(Net):
+        def forward(self, x):
+            y = self.b(self.a(x).relu())
+            return self.head(y.mean((2, 3, 4))), y
+
+    torch.manual_seed(0)
+    dynamic = vr.convert(Both().eval(), CLIP, vr.ConvertConfig(granularity="block", min_macs_share=0.0))
+    static = vr.specialize(dynamic, {"*": (2, 1.0)})
+    for expected, found in zip(static(CLIP), vr.deploy(static, example_inputs=CLIP)(CLIP), strict=True):
+        assert largest_difference(expected, found) <= NEAR
+
+
+@pytest.mark.parametrize("answer", [OrderedDict, lambda pairs: {number: y for number, (_, y) in enumerate(pairs)}])
+def test_what_lists_and_dicts_cannot_hold_is_refused(answer):
+    class Other(Net):
+        def forward(self, x):
+            return answer([("logits", super().forward(x)), ("map", self.a(x))])
+
+    with pytest.raises(DeployError, match=r"the network gives (OrderedDict|dict); tensors can be, and lists, tuples"):
+        vr.deploy(Other().eval(), example_inputs=CLIP)
+
+
+class Even(Net):
+    """Pads an odd number of frames, so that its graph depends on that number."""
+
+    def forward(self, x):
+        if x.shape[2] % 2:
+            x = F.pad(x, (0, 0, 0, 0, 0, 1))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("num_frames", [8, 9])
+def test_frames_are_fixed_where_the_graph_depends_on_their_number(quick_engine, num_frames):
+    model, clips = Even().eval(), make_clip(2, 3, num_frames, 16, 16)
+    deployed = vr.deploy(model, quick_engine, example_inputs=clips)
+    assert largest_difference(model(clips[:1]), deployed(clips[:1])) <= NEAR
+    with pytest.raises(
+        DeployError, match=f"its input has shape 1×3×{num_frames + 1}×16×16; it takes 1…×3×{num_frames}×"
+    ):
+        deployed(make_clip(1, 3, num_frames + 1, 16, 16))
+
+
+def test_autocast_around_it_changes_nothing(quick_engine):
+    model = tiny_net()
+    expected = model(CLIP)
+    with torch.autocast("cpu", torch.bfloat16):
+        deployed = vr.deploy(model, quick_engine, example_inputs=CLIP)
+        answer = deployed(CLIP)
+    assert deployed.parity.difference <= NEAR
+    assert answer.dtype == torch.float32
+    assert largest_difference(expected, answer) <= NEAR
+
+
+def test_threads_of_calls_at_a_time_stay_inside():
+    """Also where each is the first in its thread, which begins with what another has just set."""
+    before = torch.get_num_threads()
+    few, many = (vr.deploy(Net().eval(), example_inputs=CLIP, threads=number) for number in (1, before + 1))
+    left = []
+
+    def work(deployed: vr.Deployed) -> None:
+        for _ in range(3):
+            deployed(CLIP)
+        left.append(torch.get_num_threads())
+
+    for _ in range(10):
+        workers = [threading.Thread(target=work, args=(deployed,)) for deployed in (few, many, few, many)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    after: list[int] = []
+    fresh = threading.Thread(target=lambda: after.append(torch.get_num_threads()))
+    fresh.start()
+    fresh.join()
+    assert {*left, *after, torch.get_num_threads()} == {before}
+
+
 def test_what_was_specialised(quick_engine, untouched):
     dynamic = vr.convert(tiny_net(), CLIP)
     static = vr.specialize(dynamic, {"*": (2, 0.5)})
@@ -261,7 +357,11 @@ class Text(Net):
         (Net(), {"precision": "int8"}, "no precision 'int8'; there are fp32, bf16"),
         (Net(), {"threads": 0}, "threads=0; it must be a number of at least 1"),
         (ByValue(), {}, "torch.export cannot follow this network"),
-        (Text(), {}, "the network gives str; tensors, and lists and dicts of them, can be"),
+        (
+            Text(),
+            {},
+            "the network gives str; tensors can be, and lists, tuples and dicts of them, whose keys",
+        ),
         (Net(), {"example_inputs": make_clip(1, 7, 8, 8, 8)}, "does not run on"),
     ],
     ids=["engine", "precision", "threads", "branches", "output", "inputs"],

@@ -147,3 +147,9 @@ def test_a_folder_that_is_a_file(made, tmp_path):
         write(made("torch"), tmp_path / "file")
     with pytest.raises(DeployError, match="cannot be read"):
         vr.load_deployed(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("threads", [0, -1, True])
+def test_threads_that_cannot_be(saved, threads):
+    with pytest.raises(DeployError, match=f"load_deployed: threads={threads}; it must be a number of at least 1"):
+        vr.load_deployed(saved, threads=threads)

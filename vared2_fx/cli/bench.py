@@ -27,6 +27,7 @@ from vared2_fx.cli.options import (
 from vared2_fx.cli.output import say, show
 from vared2_fx.convert import conversion, convert
 from vared2_fx.deploy.bench import bench as measure
+from vared2_fx.errors import Vared2Error
 from vared2_fx.policy.fix import Choices, specialize, unload
 
 
@@ -76,6 +77,11 @@ def bench(
     """
     read = {text: read_choices(text) for text in choices or ()}
     opened = open_network(network, pretrained=pretrained, weights=weights, num_classes=num_classes, base=base)
+    if opened.converted is not None and (include or exclude or granularity != GRANULARITY):
+        raise Vared2Error(
+            f"{network} is converted already; --granularity, --include and --exclude say how to convert an original "
+            "network. Leave them out."
+        )
     inputs = example_inputs(opened, frames=frames, size=size)
     model = opened.model if opened.converted is None else unload(opened.converted)
     variants = {}

@@ -15,7 +15,7 @@ from vared2_fx.deploy.deployed import Deployed
 from vared2_fx.deploy.files import versions
 from vared2_fx.deploy.make import deploy, example_args
 from vared2_fx.deploy.speed import BenchResult, Timed
-from vared2_fx.errors import DeployError
+from vared2_fx.errors import ConvertError, DeployError
 from vared2_fx.passes.deploy.follow import follow
 from vared2_fx.passes.deploy.pipeline import Precision, own_copy
 from vared2_fx.passes.shapes import Inputs, clips_of, total_macs
@@ -114,7 +114,10 @@ def _of_batch(args: tuple[Any, ...], batch_size: int) -> tuple[Any, ...]:
 
 def _macs(model: nn.Module, args: tuple[Any, ...]) -> int:
     """Multiply-adds per clip of convolutions and matrix products."""
-    return total_macs(follow(own_copy(model), args)) // len(clips_of(args))
+    try:
+        return total_macs(follow(own_copy(model), args)) // len(clips_of(args))
+    except ConvertError as exc:
+        raise DeployError(f"bench: {exc}") from exc
 
 
 def _timed(

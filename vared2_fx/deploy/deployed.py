@@ -57,16 +57,7 @@ class Deployed:
         Raises:
             DeployError: the engine refuses them.
         """
-        try:
-            return self.engine.run(tensors)
-        except DeployError:
-            raise
-        except Exception as exc:
-            shapes = ", ".join("×".join(map(str, x.shape)) for x in tensors)
-            raise DeployError(
-                f"deployed {self.network}: engine {self.engine.name!r} fails on inputs of shape {shapes} "
-                f"({type(exc).__name__}: {str(exc).strip()[:300]})."
-            ) from exc
+        return run_engine(self.engine, self.network, tensors)
 
     @property
     def engine_name(self) -> EngineName:
@@ -110,3 +101,21 @@ class Deployed:
             *(f"note: {note}" for note in self.notes),
         ]
         return "\n".join(lines)
+
+
+def run_engine(engine: Engine, network: str, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Run `engine`, which holds a network of the class `network`, on the tensors of a call.
+
+    Raises:
+        DeployError: the engine refuses them.
+    """
+    try:
+        return engine.run(tensors)
+    except DeployError:
+        raise
+    except Exception as exc:
+        shapes = ", ".join("×".join(map(str, x.shape)) for x in tensors)
+        raise DeployError(
+            f"deployed {network}: engine {engine.name!r} fails on inputs of shape {shapes} "
+            f"({type(exc).__name__}: {str(exc).strip()[:300]})."
+        ) from exc

@@ -15,6 +15,7 @@ from typing import Any
 
 from vared2_fx.deploy.deployed import Deployed
 from vared2_fx.deploy.engines import BY_NAME, Settings
+from vared2_fx.deploy.engines.base import check_threads
 from vared2_fx.deploy.parity import Parity
 from vared2_fx.deploy.signature import Signature
 from vared2_fx.disk import sha256, sync
@@ -53,8 +54,8 @@ def write(deployed: Deployed, folder: Path) -> Path:
         finally:
             shutil.rmtree(parts, ignore_errors=True)
         _remove_others(folder, {_stored(name, checksum) for name, checksum in files.items()})
-    except OSError as exc:
-        raise DeployError(f"save: {folder} cannot be written: {exc.strerror or exc}.") from exc
+    except (OSError, RuntimeError) as exc:  # engines' own writers raise the second, of a full disk too
+        raise DeployError(f"save: {folder} cannot be written: {getattr(exc, 'strerror', None) or exc}.") from exc
     return folder
 
 
@@ -73,6 +74,7 @@ def load_deployed(folder: str | Path, *, threads: int | None = None) -> Deployed
             or cannot read them.
     """
     folder = Path(folder)
+    check_threads("load_deployed", threads)
     document = read_document(
         folder / MANIFEST,
         where="load_deployed",

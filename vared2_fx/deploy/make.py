@@ -10,8 +10,9 @@ from torch.utils._pytree import tree_map_only
 from vared2_fx import zoo
 from vared2_fx.config import EngineName
 from vared2_fx.convert import conversion
-from vared2_fx.deploy.deployed import Deployed
+from vared2_fx.deploy.deployed import Deployed, run_engine
 from vared2_fx.deploy.engines import BY_NAME, Engine, Settings
+from vared2_fx.deploy.engines.base import check_threads
 from vared2_fx.deploy.parity import compare
 from vared2_fx.deploy.program import Program, first_line, programs
 from vared2_fx.errors import ConvertError, DeployError, ZooError
@@ -58,27 +59,27 @@ def deploy(
     settings = _settings(engine, precision, threads)
     BY_NAME[engine].check(settings)
     args = example_args(unwrapped(model), example_inputs)
-    with torch.inference_mode(False):
-        own = own_copy(model)
-        gm = prepare_own(own, args, engine, precision)
-        program, running, notes = _build(gm, args, _output(own, args), engine, settings)
+    with torch.autocast("cpu", enabled=False):
+        with torch.inference_mode(False):
+            own = own_copy(model)
+            gm = prepare_own(own, args, engine, precision)
+            program, running, notes = _build(gm, args, _output(own, args), engine, settings)
+        parity = compare(
+            own,
+            lambda inputs: run_engine(running, type(own).__name__, program.signature.flatten(inputs)),
+            args,
+            program.signature,
+            precision,
+            other_sizes=engine != "compile",  # which takes seconds to minutes for each shape
+        )
     inside = [f"kept as it is, since torch.fx cannot follow it: {path}" for path in leaves(gm)]
     deployed = Deployed(
         engine=running,
-        network=type(unwrapped(model)).__name__,
+        network=type(own).__name__,
         signature=program.signature,
-        parity=None,  # type: ignore[arg-type]  # measured next
+        parity=parity,
         notes=(*notes, *program.notes, *running.notes, *inside),
     )
-    parity = compare(
-        own,
-        lambda inputs: deployed.run(program.signature.flatten(inputs)),
-        args,
-        program.signature,
-        precision,
-        other_sizes=engine != "compile",  # which takes seconds to minutes for each shape
-    )
-    object.__setattr__(deployed, "parity", parity)
     log.info("%s", deployed)
     return deployed
 
@@ -114,8 +115,7 @@ def _settings(engine: str, precision: str, threads: int | None) -> Settings:
         raise DeployError(f"deploy: no engine {engine!r}; there are {', '.join(ENGINES)}.")
     if precision not in PRECISIONS:
         raise DeployError(f"deploy: no precision {precision!r}; there are {', '.join(PRECISIONS)}.")
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise DeployError(f"deploy: threads={threads!r}; it must be a number of at least 1, or None.")
+    check_threads("deploy", threads)
     return Settings(precision=precision, threads=threads)
 
 

@@ -11,10 +11,11 @@ from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from vared2_fx.deploy.guards import holds
 from vared2_fx.deploy.signature import Axis, Signature, TensorSpec
 from vared2_fx.errors import DeployError
 from vared2_fx.passes.deploy.pipeline import FIXED_FRAMES
-from vared2_fx.passes.nesting import nesting_of
+from vared2_fx.passes.nesting import leaves_of, nesting_of
 from vared2_fx.passes.shapes import clips_of
 
 _FREE: tuple[dict[int, Any], ...] = ({0: Dim.AUTO, 2: Dim.AUTO}, {0: Dim.AUTO}, {})
@@ -45,13 +46,15 @@ def programs(gm: fx.GraphModule, args: tuple[Any, ...], output: Any) -> Iterator
         DeployError: `torch.export` cannot follow it, or it gives other things than tensors.
     """
     given = nesting_of((output,))
-    if not all(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
-        kinds = sorted({type(leaf).__name__ for leaf in tree_leaves(output) if not isinstance(leaf, Tensor)})
-        raise DeployError(
-            f"deploy: the network gives {', '.join(kinds)}; tensors, and lists and dicts of them, can be."
-        )
+    for what, value in (("gives", output), ("takes", args)):
+        if kinds := sorted({type(leaf).__name__ for leaf in leaves_of(value) if not isinstance(leaf, Tensor)}):
+            raise DeployError(
+                f"deploy: the network {what} {', '.join(kinds)}; tensors can be, and lists, tuples and dicts of them, "
+                "whose keys are strings."
+            )
     notes: tuple[str, ...] = ()
     failure: Exception | None = None
+    given_up = True
     fixed = any(isinstance(module, FIXED_FRAMES) for module in gm.modules())
     for free in _FREE[1:] if fixed else _FREE:
         try:
@@ -60,11 +63,14 @@ def programs(gm: fx.GraphModule, args: tuple[Any, ...], output: Any) -> Iterator
             failure = exc
             notes = (f"torch.export refused free axes: {first_line(exc)}",)
             continue
-        signature = Signature(
-            inputs=_inputs(exported, args), nesting=nesting_of(args), output=given[0] if given else None
-        )
+        inputs = _inputs(exported, args)
+        if not holds(gm, exported, inputs, args):
+            continue  # with frames fixed, which is said of its axes
+        signature = Signature(inputs=inputs, nesting=nesting_of(args), output=given[0] if given else None)
+        given_up = False
         yield Program(exported=exported, signature=signature, notes=(*notes, *_about_axes(signature)))
-    if failure is not None:
+    if given_up:
+        assert failure is not None
         raise DeployError(
             f"deploy: torch.export cannot follow this network ({type(failure).__name__}: {first_line(failure)}). What "
             "branches on values has to be moved out of forward, or be written with torch.where."

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from vared2_fx.errors import DeployError
-from vared2_fx.passes.nesting import Nesting, nesting_of
+from vared2_fx.passes.nesting import Nesting, nesting_of, taken_apart
 from vared2_fx.tables import by
 
 
@@ -92,21 +91,12 @@ class Signature:
         """The output that these tensors are the parts of."""
         return _built(iter(tensors), self.output)
 
-    def example(self, *, seed: int = 0) -> tuple[Any, ...]:
-        """Arguments of the example's shapes, with noise in them."""
-        generator = torch.Generator().manual_seed(seed)
-        tensors = [
-            torch.randn([axis.size for axis in spec.axes], generator=generator).to(getattr(torch, spec.dtype))
-            for spec in self.inputs
-        ]
-        parts = iter(tensors)
-        return tuple(_built(parts, nested) for nested in self.nesting or [None] * len(tensors))
-
     def _tensors(self, args: tuple[Any, ...]) -> Iterator[Tensor]:
         nesting = nesting_of(args)
         if _as_lists(nesting) != _as_lists(self.nesting):
             raise DeployError(f"it takes {self._wanted()}; it was given {_described(args)}.")
-        for leaf in tree_leaves(args):
+        in_order = tuple(map(taken_apart, args, self.nesting)) if self.nesting else args  # dicts in any
+        for leaf in tree_leaves(in_order):
             if not isinstance(leaf, Tensor):
                 raise DeployError(f"it takes {self._wanted()}; it was given a {type(leaf).__name__}.")
             yield leaf
@@ -114,13 +104,6 @@ class Signature:
     def _wanted(self) -> str:
         shapes = ", ".join(map(str, self.inputs))
         return shapes if not self.nesting else f"({shapes}) nested as {self.nesting}"
-
-
-def free_axes(inputs: Sequence[TensorSpec]) -> list[str]:
-    """Name the axes of clips that may have another size than the example's."""
-    names = ("clips", "channels", "frames", "height", "width")
-    free = {names[i] for spec in inputs if len(spec.axes) == 5 for i, axis in enumerate(spec.axes) if axis.symbol}
-    return [name for name in names if name in free]
 
 
 def _check_tensor(name: str, x: Tensor, spec: TensorSpec) -> None:

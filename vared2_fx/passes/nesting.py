@@ -1,5 +1,7 @@
 """Lists, tuples and dicts among what a network is called with."""
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from torch.fx.immutable_collections import immutable_dict, immutable_list
@@ -15,6 +17,16 @@ def nesting_of(args: tuple[Any, ...]) -> Nesting:
     """That of `args`."""
     nesting = tuple(_nesting(arg) for arg in args)
     return nesting if any(nesting) else ()
+
+
+def leaves_of(value: Any) -> Iterator[Any]:
+    """What lies in the lists, tuples and dicts of a value, and is none of these."""
+    if type(value) in (list, tuple):
+        yield from chain.from_iterable(map(leaves_of, value))
+    elif type(value) is dict and all(isinstance(key, str) for key in value):
+        yield from chain.from_iterable(map(leaves_of, value.values()))
+    else:
+        yield value
 
 
 def read_nesting(where: str, value: Any) -> Nesting:

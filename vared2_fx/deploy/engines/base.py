@@ -27,6 +27,16 @@ class Settings:
     """Of one call; None leaves it to the engine."""
 
 
+def check_threads(where: str, threads: int | None) -> None:
+    """Refuse what is no number of threads.
+
+    Raises:
+        DeployError: with the name of the function that was called, `where`.
+    """
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise DeployError(f"{where}: threads={threads!r}; it must be a number of at least 1, or None.")
+
+
 class Engine(ABC):
     """Runs a program; safe to call from several threads."""
 

@@ -72,4 +72,6 @@ class CompileEngine(TorchEngine):
 
 
 def _key(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-    return tuple((tuple(x.shape), x.stride(), torch.get_num_threads()) for x in tensors)
+    """All that torch compiles anew for."""
+    mode = (torch.get_num_threads(), torch.is_inference_mode_enabled())
+    return (mode, *((tuple(x.shape), x.stride(), x.is_inference()) for x in tensors))

@@ -1,8 +1,10 @@
 """Torch itself: the folded graph in `channels_last_3d`, with oneDNN's convolutions."""
 
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,8 @@ class TorchEngine(Engine):
     def run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """From the tensors of a call to those of its answer."""
         args, kwargs = tree_unflatten(list(tensors), self._in_spec)
-        with torch.no_grad(), _threads(self.settings.threads):
+        # A network in autocast would round, and its convolutions would be given two dtypes
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), _threads(self.settings.threads):
             return tree_leaves(self._call(args, kwargs))
 
     def _runnable(self, exported: ExportedProgram) -> Any:
@@ -80,15 +83,37 @@ class TorchEngine(Engine):
         return self.module(*args, **kwargs)
 
 
+@dataclass
+class _Calls:
+    """The calls under way that have set torch's number of threads."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    number: int = 0
+    outside: int = 0
+    """Torch's number of threads before the first of them."""
+
+
+_calls = _Calls()
+
+
 @contextmanager
 def _threads(wanted: int | None) -> Iterator[None]:
-    """Let torch use so many threads for what this thread computes inside the block."""
-    before = torch.get_num_threads()
-    if wanted is None or wanted == before:
+    """Let torch use so many threads for what this thread computes inside the block.
+
+    Torch has a number for each thread, and one that threads begin with; setting the first changes the second as well.
+    So a thread that begins while others are in the block may have theirs, and leaves with the number from outside.
+    """
+    if wanted is None:
         yield
         return
-    torch.set_num_threads(wanted)
+    with _calls.lock:
+        if _calls.number == 0:
+            _calls.outside = torch.get_num_threads()
+        _calls.number += 1
+        torch.set_num_threads(wanted)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _calls.lock:
+            _calls.number -= 1
+            torch.set_num_threads(_calls.outside)
