@@ -25,7 +25,7 @@ from avletters_parts.controls import Controls
 from avletters_parts.learned import TEACHERS, Recipe, run_recipe
 from avletters_parts.networks import NAMES, make_network
 from avletters_parts.table import table
-from avletters_parts.training import top1, train
+from avletters_parts.training import WEIGHT_DECAY, top1, train
 from common import RESULTS, machine
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -59,13 +59,13 @@ class Steps:
     def _write(self, seed: str, name: str) -> None:
         """Add one result to what is on disk, where other processes add those of other seeds."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            held = json.loads(file.read() or "null") or self.document | {"seeds": {}}
+        with self._path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            held = json.loads(self._path.read_text()) if self._path.exists() else self.document | {"seeds": {}}
             held["seeds"].setdefault(seed, {})[name] = self.document["seeds"][seed][name]
-            file.truncate(0)
-            file.write(json.dumps(held, indent=1) + "\n")
+            part = self._path.with_suffix(".part")
+            part.write_text(json.dumps(held, indent=1) + "\n")
+            part.replace(self._path)
 
 
 def train_base(args: argparse.Namespace, loaders: dict[str, Loader], seed: int, weights: Path) -> dict[str, Any]:
@@ -90,11 +90,13 @@ def run_seed(args: argparse.Namespace, steps: Steps, seed: int) -> None:
     parts = read_parts(seed, args.letters)
     loaders = {
         "train": Loader(parts["train"], training=True, seed=seed),
+        "finetune": Loader(parts["train"], training=True, seed=seed + 1),  # other draws than the base saw, as controls
         "calibrate": Loader(parts["train"], training=True, batch_size=32, seed=seed),
         "val": Loader(parts["val"], batch_size=52),
         "test": Loader(parts["test"], batch_size=52),
     }
-    weights = Path(args.work) / f"{args.network}{args.width}_{args.letters}_{args.base_epochs}_{seed}.safetensors"
+    made = (f"{args.network}{args.width}", args.letters, args.base_epochs, args.base_lr, seed)
+    weights = Path(args.work) / f"{'_'.join(map(str, made))}.safetensors"
     steps.once(seed, "base", lambda: train_base(args, loaders, seed, weights))
     if not weights.exists():
         train_base(args, loaders, seed, weights)  # the same again, under the same seed
@@ -102,6 +104,8 @@ def run_seed(args: argparse.Namespace, steps: Steps, seed: int) -> None:
     config = vr.FinetuneConfig(
         epochs=args.epochs,
         lr=args.lr,
+        weight_decay=WEIGHT_DECAY,
+        freeze_norms=not args.live_norms,
         own_share=args.own_share,
         settle_gates=args.settle_gates,
         schedule="variants_first",
@@ -177,6 +181,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=5e-4, help="of fine-tuning, gates' apart; the controls' too")
     parser.add_argument("--own-share", type=float, default=0.3, help="see FinetuneConfig")
     parser.add_argument("--settle-gates", action="store_true", help="see FinetuneConfig")
+    parser.add_argument("--live-norms", action="store_true", help="norms of batches, as in the controls")
     parser.add_argument("--letters", type=int, default=26, help="the first ones only")
     parser.add_argument("--no-controls", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
@@ -191,7 +196,8 @@ def main() -> None:
         raise SystemExit(f"No {data_file()}: set VARED2_DATA to the folder that holds avletters/.")
     torch.set_num_threads(args.threads)
     kept = ("network", "width", "base_epochs", "base_lr", "epochs", "lr", "own_share", "letters", "threads")
-    kept += ("frame_strides", "channel_shares", "settle_gates")
+    kept += ("frame_strides", "channel_shares", "settle_gates", "live_norms")
+    kept += ("granularity", "gate", "schedule", "start", "teacher", "targets")  # controls run as long as the slowest
     steps = Steps(args.out, {key: getattr(args, key) for key in kept})
     for seed in args.seeds:
         run_seed(args, steps, seed)

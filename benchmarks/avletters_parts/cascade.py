@@ -11,16 +11,22 @@ from torch import Tensor, fx
 
 import vared2_fx as vr
 from vared2_fx.modes import evaluating
-from vared2_fx.train.variants import ladder_of
+from vared2_fx.policy.statistics import dense_macs
+from vared2_fx.train.variants import uniform_choices
 
 
 def cascade(dynamic: fx.GraphModule, val: Loader, test: Loader, targets: list[float]) -> dict[str, Any]:
     """For each target: first variant and threshold that are best on `val` within it, and what they do on `test`.
 
-    The confidence is the largest probability. Where no cascade is that cheap, the target is left out.
+    The confidence is the largest probability; no gate is asked, nor paid for. Where no cascade is that cheap, the
+    target is left out.
     """
+    clip = next(iter(val))["video"][:1]
+    dense = dense_macs(dynamic, clip)
     with evaluating(dynamic):
-        ladder, shares = ladder_of(dynamic, (next(iter(val))["video"][:1],))
+        costs = {c: dense_macs(vr.specialize(dynamic, {"*": c}), clip) / dense for c in uniform_choices(dynamic)}
+        ladder = sorted(costs, key=lambda choice: costs[choice], reverse=True)
+        shares = torch.tensor([costs[choice] for choice in ladder])
         on_val, on_test = (_answers(dynamic, ladder, loader) for loader in (val, test))
     found = {}
     for target in targets:

@@ -100,6 +100,7 @@ class Controls:
         loader = Loader(self._parts["train"], training=True, frames=frames, scale=scale, seed=self._seed + 1)
         test = Loader(self._parts["test"], frames=frames, scale=scale)
         teacher = vr.train.distill.Teacher(copy.deepcopy(self._base), lambda video: (video,)) if distilled else None
+        torch.manual_seed(self._seed)  # dropout then does not depend on what ran before
         one = train(copy.deepcopy(network), loader, epochs=1, lr=rate * self._lr, teacher=teacher)
         epochs = max(LEAST, round(seconds / one))
         spent = train(network, loader, epochs=epochs, lr=rate * self._lr, teacher=teacher)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from avletters_parts.cascade import cascade
 from avletters_parts.clips import Loader
+from avletters_parts.training import SMOOTHING
 from torch import fx, nn
 
 import vared2_fx as vr
@@ -78,13 +79,13 @@ def run_recipe(
     if recipe.schedule == "variants_first":
         config = replace(config, gate_lr=config.lr)  # of cheap operations alone, which are calibrated
     else:
-        config = replace(config, schedule="joint", settle_gates=False, own_share=0.0)
+        config = replace(config, schedule="joint", settle_gates=False, own_share=0.0, label_smoothing=SMOOTHING)
     start = converted(base, recipe, loaders["calibrate"], config.seed)
     result: dict[str, Any] = {"before": _rungs(start, loaders["test"]), "points": {}, "seconds": 0.0}
     for target in targets:
         dynamic = copy.deepcopy(start)
         begun = time.process_time()
-        found = vr.finetune(dynamic, loaders["train"], loaders["val"], replace(config, target_macs=target))
+        found = vr.finetune(dynamic, loaders["finetune"], loaders["val"], replace(config, target_macs=target))
         seconds = time.process_time() - begun
         result["seconds"] = max(result["seconds"], seconds)
         run = {"best_epoch": found.best_epoch, "history": [[e.accuracy, e.share] for e in found.history]}

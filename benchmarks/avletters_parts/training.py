@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import vared2_fx as vr
 
-_SMOOTHING, _WEIGHT_DECAY, _CLIP_GRAD = 0.1, 0.05, 5.0
+SMOOTHING, WEIGHT_DECAY, _CLIP_GRAD = 0.1, 0.05, 5.0
 
 
 def train(
@@ -25,7 +25,7 @@ def train(
 
     Returns the seconds of processor time that it took.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=_WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=lr, total_steps=epochs * len(loader), pct_start=0.2
     )
@@ -35,7 +35,7 @@ def train(
         loader.set_epoch(epoch)
         for batch in loader:
             output = model(batch["video"])
-            loss = F.cross_entropy(output, batch["label"], label_smoothing=_SMOOTHING)
+            loss = F.cross_entropy(output, batch["label"], label_smoothing=SMOOTHING)
             if teacher is not None:
                 loss = loss + vr.distillation_loss(output, teacher(batch["video"]))
             optimizer.zero_grad()

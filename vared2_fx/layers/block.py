@@ -53,7 +53,7 @@ class DynamicBlock(DynamicRegion):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast; variants follow, whose buffers would otherwise be those of before."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for variant in self._variants.values():
             for node in variant.graph.find_nodes(op="get_attr"):
                 owner, _, name = str(node.target).rpartition(".")
