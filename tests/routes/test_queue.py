@@ -3,6 +3,8 @@
 import resource
 import threading
 import time
+from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from networks import randomise_gates
 
 import vared2_fx as vr
 from vared2_fx.errors import DeployError
-from vared2_fx.routes import Overloaded, QueueCounts
+from vared2_fx.routes import DeployedRoutes, Overloaded, QueueCounts
 
 
 def test_numbers_out_of_range(deployed):
@@ -54,6 +56,97 @@ def test_an_engine_that_fails_fails_its_requests_only(deployed, clips, monkeypat
         monkeypatch.undo()
         assert queue.submit(clips[0]).result().output.shape == (5,)
     assert queue.counts().failed == 1
+
+
+class Clock:
+    """The queue's clock, which a test may set forward: so the machine's own speed decides nothing."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.ahead_s = 0.0
+        monkeypatch.setattr("vared2_fx.routes.queue.time", SimpleNamespace(monotonic=self.now))
+
+    def now(self) -> float:
+        return time.monotonic() + self.ahead_s
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+def with_hook(deployed, before):
+    """The same routes; `before` is called ahead of each answer."""
+
+    class Hooked(DeployedRoutes):
+        def answer(self, clips, point=None):
+            before()
+            return super().answer(clips, point)
+
+    return Hooked(**{field.name: getattr(deployed, field.name) for field in fields(deployed)})
+
+
+def test_after_a_machine_stalled_requests_are_answered_again(deployed, clips, clock):
+    stalls = [1000.0]  # seconds
+
+    def stall() -> None:
+        clock.ahead_s += stalls.pop() if stalls else 0.0
+
+    with vr.RouteQueue(with_hook(deployed, stall), deadline_ms=60_000) as queue:
+        queue.submit(clips[0]).result()
+        assert isinstance(queue.submit(clips[0]).exception(), Overloaded)  # by what the last batch took
+        answers = [queue.submit(clips[0]).exception() for _ in range(100)]
+    assert answers[-1] is None
+    assert queue.counts().shed < 100
+
+
+class Held:
+    """Holds the first answer until `go`, and then calls `look` ahead of each."""
+
+    def __init__(self, look=lambda: None) -> None:
+        self.look, self.began, self.go = look, threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        if self.began.is_set():
+            self.look()
+        self.began.set()
+        self.go.wait(60)
+
+
+def test_one_that_was_cancelled_harms_nobody(deployed, clips, clock):
+    held = Held()
+    with vr.RouteQueue(with_hook(deployed, held), deadline_ms=1e9, max_batch=2) as queue:
+        first = queue.submit(clips[0])
+        held.began.wait(60)
+        cancelled = [queue.submit(clips[0]), queue.submit(clips[0], deadline_ms=1.0)]
+        last = queue.submit(clips[1])
+        assert all(future.cancel() for future in cancelled)
+        clock.ahead_s += 10.0  # one is late as well
+        held.go.set()
+        assert first.result(60).output.shape == last.result(60).output.shape == (5,)
+        assert not first.cancel()
+    assert queue.counts() == QueueCounts(submitted=4, served=2, cancelled=2)
+
+
+def test_what_is_late_is_shed_at_once_and_makes_nobody_cheaper(deployed, clips, clock):
+    shed = []
+    held = Held(lambda: shed.append(hopeless.done()))
+    with vr.RouteQueue(with_hook(deployed, held), deadline_ms=1e9, budget=1.0, max_batch=1) as queue:
+        futures = [queue.submit(clips[0])]
+        held.began.wait(60)
+        futures += [queue.submit(clip) for clip in clips[:4]]
+        hopeless = queue.submit(clips[0], deadline_ms=1000)
+        clock.ahead_s += 10.0
+        held.go.set()
+        assert not any(future.result(60).cheaper for future in futures)
+        assert isinstance(hopeless.exception(60), Overloaded)
+    assert shed == [True] * 4  # before any of those that came earlier
+
+
+def test_a_clip_on_another_device_is_refused_before_it_meets_others(deployed, clips):
+    with vr.RouteQueue(deployed, deadline_ms=1e5) as queue:
+        with pytest.raises(DeployError, match=r"on meta; .*on the processor"):
+            queue.submit(torch.empty(clips[0].shape, device="meta"))
+        assert queue.counts() == QueueCounts()
 
 
 def overload(deployed, clips, *, requests: int, threads: int, times: float, deadline_ms: float):

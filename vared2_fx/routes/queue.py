@@ -55,6 +55,8 @@ class QueueCounts:
     """Of these, after their deadline."""
     shed: int = 0
     """Refused with `Overloaded`."""
+    cancelled: int = 0
+    """Given up by whoever asked, before a worker took them."""
     failed: int = 0
     """The engine failed."""
 
@@ -115,18 +117,20 @@ class RouteQueue:
         """Ask for an answer; returns at once.
 
         Args:
-            clip: (C, T, H, W), float32.
+            clip: (C, T, H, W), float32, on the processor.
             deadline_ms: milliseconds from now, if others than the queue's.
 
         Returns:
             A future: `Served`, or the exception `Overloaded`.
 
         Raises:
-            DeployError: another size or type of clip, or the queue is closed.
+            DeployError: a clip of another size or type, or on another device; or the queue is closed.
         """
-        if tuple(clip.shape) != self._deployed.clip_shape or clip.dtype != torch.float32:
+        known = clip.dtype == torch.float32 and clip.device.type == "cpu"
+        if tuple(clip.shape) != self._deployed.clip_shape or not known:
             raise DeployError(
-                f"A clip of {tuple(clip.shape)}, {clip.dtype}; it takes float32 {self._deployed.clip_shape}."
+                f"RouteQueue: a clip of {tuple(clip.shape)}, {clip.dtype} on {clip.device}; it takes float32 "
+                f"{self._deployed.clip_shape} on the processor (`clip.float().cpu()`)."
             )
         now = time.monotonic()
         limit = self._deadline_s if deadline_ms is None else deadline_ms / 1e3
@@ -191,17 +195,19 @@ class RouteQueue:
         """
         cost = {point: self._slowness * self._deployed.expected_ms(point) / 1e3 for point in self._points}
         cheapest = cost[self._points[0]]
-        late, batch, soonest = list[_Request](), list[_Request](), math.inf
+        late = self._take_late(now, cheapest)
+        batch, soonest = list[_Request](), math.inf
         while self._waiting and len(batch) < self._max_batch:
             left = self._waiting[0].deadline - now
-            if _MARGIN * left < cheapest:
-                late.append(self._waiting.popleft())
-            elif batch and _MARGIN * min(soonest, left) < cheapest * (len(batch) + 1):
+            if batch and _MARGIN * min(soonest, left) < cheapest * (len(batch) + 1):
                 break
-            else:
+            request = self._waiting.popleft()
+            if self._begin(request):
                 soonest = min(soonest, left)
-                batch.append(self._waiting.popleft())
+                batch.append(request)
         if not batch:
+            if late:  # nothing runs that would show that the machine is fast again
+                self._slowness = min(self._slowness, max(1.0, _MEMORY * self._slowness))
             return late, batch, self._points[0]
         behind = enumerate(self._waiting, start=len(batch) + 1)
         per_clip = min(((r.deadline - now) * self._num_workers / place for place, r in behind), default=math.inf)
@@ -211,6 +217,21 @@ class RouteQueue:
             return cost[point] <= _MARGIN * per_clip and worst * len(batch) <= soonest
 
         return late, batch, max(filter(fits, self._points), key=lambda p: p.quality, default=self._points[0])
+
+    def _take_late(self, now: float, cheapest: float) -> list[_Request]:
+        """Those that the cheapest point, `cheapest` seconds a clip, cannot answer in time, wherever they wait."""
+        late, kept = list[_Request](), deque[_Request]()
+        for request in self._waiting:
+            (late if _MARGIN * (request.deadline - now) < cheapest else kept).append(request)
+        self._waiting = kept
+        return [request for request in late if self._begin(request)]
+
+    def _begin(self, request: _Request) -> bool:
+        """From here on a request cannot be cancelled; False, and counted, where it was."""
+        begun = request.future.set_running_or_notify_cancel()
+        if not begun:
+            self._count(cancelled=1)
+        return begun
 
     def _answer(self, batch: list[_Request], point: Point) -> None:
         start = time.monotonic()
