@@ -150,8 +150,11 @@ class Bundle:
         self.classes = [str(name) for name in self.manifest["classes"]]
         self.clip_shape = tuple(self.manifest["clip_shape"])
         self.shares = [float(route["share"]) for route in self.manifest["routes"]]
-        self._routes = [self._start(route["files"], threads) for route in self.manifest["routes"]]
         router = self.manifest["router"]
+        started = {name for part in [*self.manifest["routes"], router] if part for name in part["files"]}
+        for name in self.manifest["files"].keys() - started:
+            self._read(name)
+        self._routes = [self._start(route["files"], threads) for route in self.manifest["routes"]]
         self._router = self._start(router["files"], threads) if router else None
 
     def point(self, budget: float | None = None) -> dict[str, Any]:

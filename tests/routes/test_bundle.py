@@ -1,12 +1,15 @@
 """A bundle on disk: what it answers, where it runs, and what is refused."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -14,7 +17,9 @@ import vared2_fx as vr
 from vared2_fx import runtime
 from vared2_fx.data import ClipConfig, clip_transform, read_clip
 from vared2_fx.data.scenes import generate_scenes
+from vared2_fx.disk import sha256
 from vared2_fx.errors import DeployError
+from vared2_fx.routes.bundle import _compare
 from vared2_fx.runtime import Bundle, BundleError
 
 CLIP = ClipConfig(frames=8, crop=16, short_side=20, sampling_rate=2)
@@ -154,7 +159,7 @@ def rewritten(folder, **changes):
 
 @pytest.mark.parametrize("change", ["truncated", "flipped", "missing", "link"])
 def test_a_damaged_file_is_refused(copy, change):
-    for path in sorted(copy.glob("*.onnx")):
+    for path in sorted([*copy.glob("*.onnx"), copy / "runtime.py"]):
         data = path.read_bytes()
         path.unlink()
         if change == "truncated":
@@ -211,6 +216,63 @@ def test_what_is_exported_is_there_as_a_whole_or_not_at_all(deployed, folder, tm
     assert Bundle(target).classes == list(CLASSES)
 
 
+def test_what_is_no_bundles_is_never_replaced(deployed, copy):
+    (copy / "__pycache__").mkdir()  # importing the runtime from there leaves one
+    vr.export_bundle(deployed, copy, clip=CLIP)
+    names = {path.name for path in copy.iterdir()}
+    for wrong in ("thesis.txt", "route9.onnx"):
+        (copy / wrong).write_text("mine")
+        with pytest.raises(DeployError, match=rf"{wrong}.*give another folder"):
+            vr.export_bundle(deployed, copy, clip=CLIP)
+        assert {path.name for path in copy.iterdir()} == names | {wrong}
+        (copy / wrong).unlink()
+    for damaged in ("[]", '{"files": 3}', "", "[" * 100_000):
+        (copy / runtime.MANIFEST).write_text(damaged)
+        with pytest.raises(DeployError, match="give another folder"):
+            vr.export_bundle(deployed, copy, clip=CLIP)
+    assert {path.name for path in copy.iterdir()} == names
+
+
+def test_an_earlier_bundle_comes_back_if_the_new_one_cannot_take_its_place(deployed, copy, monkeypatch):
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    replace = os.replace
+
+    def fails(source, target):
+        if Path(source).name == "new":
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(DeployError, match="No space left"):
+        vr.export_bundle(deployed, copy, clip=CLIP)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+    assert [path.name for path in copy.parent.iterdir()] == ["bundle"]
+
+
+def test_a_bundle_that_answers_no_number_is_not_exported(deployed, copy):
+    files = json.loads((copy / runtime.MANIFEST).read_text())["files"]
+    _compare(deployed, copy)
+    for path in copy.glob("route*.onnx"):
+        model = onnx.load(path)
+        for weights in model.graph.initializer:
+            values = onnx.numpy_helper.to_array(weights)
+            if values.dtype == np.float32:
+                weights.CopyFrom(onnx.numpy_helper.from_array(np.full_like(values, np.nan), weights.name))
+        onnx.save(model, path)
+        files[path.name] = sha256(path)
+    rewritten(copy, files=files)
+    with pytest.raises(DeployError, match="answers otherwise"):
+        _compare(deployed, copy)
+
+
+def test_nothing_can_be_exported_into_a_file(deployed, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for target in (tmp_path / "file", tmp_path / "file" / "bundle"):
+        with pytest.raises(DeployError, match=r"another (one|folder)\."):
+            vr.export_bundle(deployed, target, clip=CLIP)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_errors_come_before_anything_is_written(deployed, routed, tmp_path):
     wrong = {
         "clips of": {"clip": ClipConfig(frames=4, crop=16, short_side=20)},
@@ -223,7 +285,7 @@ def test_errors_come_before_anything_is_written(deployed, routed, tmp_path):
         vr.export_bundle(vr.deploy_routed(routed, "torch"), tmp_path / "bundle", clip=CLIP)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
-    with pytest.raises(DeployError, match="holds what is no bundle"):
+    with pytest.raises(DeployError, match="holds what is no bundle's"):
         vr.export_bundle(deployed, tmp_path / "mine", clip=CLIP)
     assert not (tmp_path / "bundle").exists()
 

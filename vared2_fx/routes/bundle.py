@@ -61,9 +61,7 @@ def export_bundle(
             parts.mkdir()
             _write(deployed, parts, clip, classes)
             _compare(deployed, parts)
-            if folder.exists():
-                os.replace(folder, Path(made) / "old")
-            os.replace(parts, folder)
+            _put(parts, folder, Path(made) / "old")
     except OSError as exc:
         raise DeployError(f"export_bundle: {folder} cannot be written: {exc.strerror or exc}.") from exc
     return folder
@@ -90,12 +88,46 @@ def check_folder(folder: Path) -> None:
     """Find that a bundle cannot go to `folder` before anything takes long.
 
     Raises:
-        DeployError: it is a file, or holds other things than a bundle.
+        DeployError: it is a file, holds anything that is not an earlier bundle's, or nothing can be written there.
     """
-    if folder.is_dir() and (not any(folder.iterdir()) or (folder / runtime.MANIFEST).is_file()):
-        return
+    if folder.is_dir():
+        others = sorted({path.name for path in folder.iterdir()} - _earlier(folder))
+        if others:
+            raise DeployError(
+                f"export_bundle: {folder} holds what is no bundle's ({', '.join(others[:3])}), and all that is in it "
+                "would be replaced; give another folder."
+            )
+    elif os.path.lexists(folder):
+        raise DeployError(f"export_bundle: {folder} is no folder; give another one.")
+    above = next(path for path in folder.absolute().parents if os.path.lexists(path))
+    try:
+        with tempfile.TemporaryDirectory(dir=above, prefix=f".{folder.name}."):
+            pass
+    except OSError as exc:
+        raise DeployError(
+            f"export_bundle: {folder} cannot be written: {exc.strerror or exc}. Give another folder."
+        ) from exc
+
+
+def _earlier(folder: Path) -> set[str]:
+    """Names in the folder that are an earlier bundle's, of whatever version; none where no manifest says so."""
+    try:
+        named = set(json.loads((folder / runtime.MANIFEST).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return set()
+    return {*named, runtime.MANIFEST, RUNTIME, "__pycache__"}  # the last is left by importing the runtime
+
+
+def _put(new: Path, folder: Path, old: Path) -> None:
+    """Let `folder` be `new`; what it was becomes `old`, or stays if that fails."""
     if folder.exists():
-        raise DeployError(f"export_bundle: {folder} holds what is no bundle; give another folder.")
+        os.replace(folder, old)
+    try:
+        os.replace(new, folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        raise
 
 
 def _write(deployed: DeployedRoutes, folder: Path, clip: "ClipConfig", classes: Sequence[str]) -> None:
@@ -103,6 +135,7 @@ def _write(deployed: DeployedRoutes, folder: Path, clip: "ClipConfig", classes: 
         {"share": share, "ms": ms, "files": _engine_files(route, folder, f"route{k}")}
         for k, (route, share, ms) in enumerate(zip(deployed.routes, deployed.shares, deployed.route_ms, strict=True))
     ]
+    shutil.copyfile(Path(runtime.__file__), folder / RUNTIME)
     router = None
     if deployed.router is not None:
         files = _engine_files(deployed.router, folder, "router")
@@ -129,7 +162,6 @@ def _write(deployed: DeployedRoutes, folder: Path, clip: "ClipConfig", classes: 
     document = json.loads(json.dumps(document, allow_nan=False))  # lists for tuples, as reading gives
     text = json.dumps({**document, "sha256": runtime.digest(document)}, indent=1)
     (folder / runtime.MANIFEST).write_text(text, encoding="utf-8")
-    shutil.copyfile(Path(runtime.__file__), folder / RUNTIME)
     for path in folder.iterdir():
         sync(path)
 
@@ -159,7 +191,7 @@ def _compare(deployed: DeployedRoutes, folder: Path) -> None:
     for point in deployed.curve:
         wanted = deployed.answer(clips, point).output.numpy()
         got = bundle.answer(clips.numpy(), budget=point.share)[0]
-        if np.abs(got - wanted).max() > _CLOSE * max(1e-6, np.abs(wanted).max()):
+        if not np.abs(got - wanted).max() <= _CLOSE * max(1e-6, np.abs(wanted).max()):  # nor is NaN near anything
             raise DeployError(
                 f"export_bundle: at {point.share:.0%} of the multiply-adds the written bundle answers otherwise than "
                 "what it was made of. Nothing was exported; please report that."
