@@ -1,5 +1,6 @@
 """The router and what it is compared with."""
 
+import copy
 import itertools
 import math
 
@@ -42,6 +43,37 @@ def test_without_labels_the_full_networks_answer_is_kept(dynamic, clips, loader)
     assert not routed.labelled
     assert routed.curve[-1].quality == 1.0
     assert "agrees" in str(routed)
+
+
+def test_a_network_in_bfloat16(dynamic, clips, loader):
+    half = copy.deepcopy(dynamic).bfloat16()
+    routed = vr.train_router(half, vr.find_routes(half, loader), loader, loader, epochs=2)
+    assert {p.dtype for p in routed.router.parameters()} == {torch.float32}
+    for point in routed.curve:
+        assert routed.evaluate(loader, budget=point.share).accuracy == pytest.approx(point.quality, abs=1e-6)
+    got = routed.answer(clips)
+    assert got.output.dtype == torch.float32
+    for n, (route, again) in enumerate(zip(got.routes.tolist(), got.again.tolist(), strict=True)):
+        with torch.no_grad():
+            alone = routed.networks[-1 if again else route].eval()(clips[n : n + 1].bfloat16())
+        torch.testing.assert_close(got.output[n : n + 1], alone.float(), rtol=0, atol=2**-6)  # 8 bits, scores below 2
+    assert torch.equal(routed.choose(clips, budget=0.5), routed.answer(clips, budget=0.5).routes)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(dynamic, clips, loader):
+    """Clips may be there or here; the router is where the network is."""
+    there = copy.deepcopy(dynamic).cuda()
+    routed = vr.train_router(there, vr.find_routes(there, loader), loader, loader, epochs=2)
+    assert {p.device.type for p in routed.router.parameters()} == {"cuda"}
+    for point in routed.curve:
+        got, wanted = routed.answer(clips.cuda(), budget=point.share), routed.answer(clips, budget=point.share)
+        assert (got.output.device.type, wanted.output.device.type) == ("cuda", "cpu")
+        torch.testing.assert_close(got.output.cpu(), wanted.output)
+        assert torch.equal(got.routes, wanted.routes)
+        assert routed.evaluate(loader, budget=point.share).accuracy == pytest.approx(point.quality, abs=1e-6)
+    tuned = vr.finetune_routes(there, routed, loader, loader, loader, epochs=1, router_epochs=2)
+    assert vr.deploy_routed(tuned, "torch")(clips).shape == (len(clips), 5)
 
 
 def test_a_budget_that_cannot_be_is_refused(routed, clips):

@@ -24,7 +24,7 @@ class RoutedAnswer:
     """What a batch of N clips got."""
 
     output: Tensor
-    """Class scores, (N, classes)."""
+    """Class scores, (N, classes), float32 in whatever precision the network computes."""
     routes: Tensor
     """int64 (N,): the route that each clip took, 0 the cheapest."""
     again: Tensor
@@ -95,7 +95,8 @@ class Routed:
         """Let each clip take its route, the clips of one route together; evaluation mode, no gradients.
 
         Args:
-            clips: (N, C, T, H, W), N ≥ 1, of the size that the routes were found for. They stay on their device.
+            clips: (N, C, T, H, W), N ≥ 1, of the size that the routes were found for, in any precision and on any
+                device: copies go to where router and routes are. Scores come back to the clips' device.
             budget: as for `point`.
 
         Raises:
@@ -105,17 +106,20 @@ class Routed:
         if not len(clips) or tuple(clips.shape[1:]) != self.routes.clip_shape:
             wanted = ", ".join(map(str, self.routes.clip_shape))
             raise DataError(f"Clips of {tuple(clips.shape)}; these routes take (N, {wanted}), N ≥ 1.")
-        pack = packer(self.networks[-1])
-
-        def score() -> Floats:
-            with evaluating(self.router):
-                return np.asarray(self.router(clips).cpu())
+        pack, own = packer(self.networks[-1]), clips.to(next(self.networks[-1].parameters()))
 
         def run(route: int, places: Places) -> Floats:
             with evaluating(self.networks[route]):
-                return np.asarray(self.networks[route](*pack(clips_at(clips, places))).cpu())
+                return _numbers(self.networks[route](*pack(clips_at(own, places))))
 
-        answer = answer_of(len(clips), self.point(budget), self.routes.shares, self.router_share, score, run)
+        answer = answer_of(
+            len(clips),
+            self.point(budget),
+            self.routes.shares,
+            self.router_share,
+            score=lambda: self._logits(clips),
+            run=run,
+        )
         return replace(answer, output=answer.output.to(clips.device))
 
     def choose(self, clips: Tensor, *, budget: float | None = None) -> Tensor:
@@ -124,10 +128,12 @@ class Routed:
         Raises:
             ConvertError: `budget` is no positive number.
         """
-        with evaluating(self.router):
-            scores = self.router(clips.to(next(self.router.parameters()))).cpu()
-        keeps = scores.double().sigmoid().numpy()
+        keeps = torch.from_numpy(self._logits(clips)).double().sigmoid().numpy()
         return torch.from_numpy(taken(keeps, self.routes.shares, self.point(budget).price)).to(clips.device)
+
+    def _logits(self, clips: Tensor) -> Floats:
+        with evaluating(self.router):
+            return _numbers(self.router(clips.to(next(self.router.parameters()))))
 
     @property
     def router_share(self) -> float:
@@ -168,6 +174,11 @@ class Routed:
                 f"at the gates' {percent(self.default_budget)} of the MACs: {others}",
             ]
         )
+
+
+def _numbers(scores: Tensor) -> Floats:
+    """As numpy, which has no bfloat16, takes them."""
+    return np.asarray(scores.float().cpu())
 
 
 def clips_at(clips: Tensor, places: Places) -> Tensor:

@@ -59,7 +59,7 @@ def train_router(
         seed: of the router's weights and its training.
 
     Returns:
-        The routed network; `print` it.
+        The routed network; `print` it. Its router is in float32, on the device of `dynamic`.
 
     Raises:
         ConvertError: `routes` are of another network.
@@ -92,7 +92,7 @@ def train_router(
     return Routed(
         routes=routes,
         networks=networks,
-        router=router,
+        router=router.to(next(networks[-1].parameters()).device),
         kind=winner(curves),
         curves=curves,
         labelled=held.labelled,
@@ -122,7 +122,8 @@ def _look(
     for number in range(passes):
         set_epoch(loader, number)
         for raw in batches_of(loader):
-            batch = read_batch(raw).to(like)
+            given = read_batch(raw)
+            batch = given.to(like)
             if not len(batch.video):
                 continue
             check_shape("train_router", routes.clip_shape, batch.video)
@@ -137,7 +138,7 @@ def _look(
             right.append((answers == wanted[:, None]).cpu())
             confidences.append(torch.stack([o.float().softmax(1).amax(1) for o in outputs], 1).cpu())
             with torch.no_grad():
-                views.append(router.look(batch.video.float().cpu()).half())
+                views.append(router.look(given.video.float().cpu()).half())
     if len(labelled) != 1:
         raise DataError(
             "train_router: some batches have labels and some have none; give one kind."
