@@ -1,6 +1,8 @@
 """`vared2 export` and `vared2 predict`."""
 
 import json
+import shutil
+import sys
 
 import pytest
 import torch
@@ -50,6 +52,41 @@ def test_mistakes_are_said(run, converted, scenes, tmp_path):
     assert "is not converted" in run("export", "x3d_xs", *data, code=2).stderr
     assert "a bundle is for onnx or openvino" in run("export", converted, *data, "--engine", "torch", code=2).stderr
     assert "holds what is no bundle" in run("export", converted, *data[:4], "--out", scenes, code=2).stderr
-    assert "there is no such folder" in run("export", converted, *data[2:], "--train", "none", code=2).stderr
+    for option in ("--train", "--val", "--joint"):
+        words = (*data, option, "none")  # the last one counts
+        assert f"{option} none: there is no such folder" in run("export", converted, *words, code=2).stderr
     assert "Is none an exported bundle?" in run("predict", "none", scenes / "val", code=2).stderr
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Fails where routes would be looked for: what is wrong has to be found before."""
+    monkeypatch.setattr("vared2_fx.routes.find_routes", lambda *_, **__: pytest.fail("too late"))
+
+
+def test_what_will_go_wrong_is_said_before_anything_is_trained(
+    run, converted, scenes, folder, tmp_path, untrained, monkeypatch
+):
+    data = ("--train", scenes / "train", "--val", scenes / "val")
+    out = ("--out", tmp_path / "bundle")
+    (tmp_path / "file").touch()
+    words = ("export", converted, *data, "--out", tmp_path / "file" / "bundle")
+    assert "cannot be written" in run(*words, code=2).stderr
+    (tmp_path / "names.txt").write_text("".join(f"{path.name}\n" for path in (scenes / "val").iterdir()) + "more\n")
+    words = ("export", converted, *data, *out, "--classes", tmp_path / "names.txt")
+    assert "answers with 9 classes, but --train has 10" in run(*words, code=2).stderr
+    (tmp_path / "other" / "nobody").mkdir(parents=True)
+    shutil.copy(next((scenes / "val").glob("*/*.mp4")), tmp_path / "other" / "nobody")
+    assert "nobody" in run("export", converted, *data, *out, "--joint", tmp_path / "other", code=2).stderr
+    assert "--device nowhere" in run("export", converted, *data, *out, "--device", "nowhere", code=2).stderr
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # to import it is an error
+    assert "needs onnxscript" in run("export", converted, *data, *out, code=2).stderr
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.slow
+def test_networks_that_take_no_clips_are_refused(run, scenes, tmp_path, untrained):
+    data = ("--train", scenes / "train", "--val", scenes / "val", "--out", tmp_path / "bundle")
+    run("convert", "slowfast_r50", "--num-classes", "9", "--out", tmp_path / "net")
+    assert "several tensors or single images" in run("export", tmp_path / "net", *data, code=2).stderr

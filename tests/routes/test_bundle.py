@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -235,12 +236,12 @@ def test_what_is_no_bundles_is_never_replaced(deployed, copy):
 
 def test_an_earlier_bundle_comes_back_if_the_new_one_cannot_take_its_place(deployed, copy, monkeypatch):
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
-    replace = os.replace
+    move = os.replace
 
     def fails(source, target):
         if Path(source).name == "new":
             raise OSError(28, "No space left on device")
-        replace(source, target)
+        move(source, target)
 
     monkeypatch.setattr(os, "replace", fails)
     with pytest.raises(DeployError, match="No space left"):
@@ -283,6 +284,9 @@ def test_errors_come_before_anything_is_written(deployed, routed, tmp_path):
             vr.export_bundle(deployed, tmp_path / "bundle", **arguments)
     with pytest.raises(DeployError, match="deployed for engine 'torch'"):
         vr.export_bundle(vr.deploy_routed(routed, "torch"), tmp_path / "bundle", clip=CLIP)
+    for pack in (lambda clips: (clips[:, :, 0],), lambda clips: ([clips, clips],)):
+        with pytest.raises(DeployError, match="several tensors or single images"):
+            vr.export_bundle(replace(deployed, pack=pack), tmp_path / "bundle", clip=CLIP)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     with pytest.raises(DeployError, match="holds what is no bundle's"):

@@ -1,17 +1,25 @@
 """The command `export`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
 import typer
+from torch import fx
 
 from vared2_fx.cli.inputs import check_data, clip_config
-from vared2_fx.cli.networks import classes_file_of, open_network
-from vared2_fx.cli.options import Base, BatchSize, Classes, Json, Workers
+from vared2_fx.cli.networks import classes_file_of, open_network, place
+from vared2_fx.cli.options import Base, BatchSize, Classes, Device, Json, Workers
 from vared2_fx.cli.output import say, show, show_json
+from vared2_fx.deploy.engines import BY_NAME, Settings
 from vared2_fx.errors import Vared2Error
-from vared2_fx.routes.bundle import check_folder
+from vared2_fx.modes import evaluating
+from vared2_fx.packing import packer
+from vared2_fx.routes.bundle import check_folder, check_input
 from vared2_fx.runtime import ENGINES
+
+if TYPE_CHECKING:
+    from vared2_fx.data import ClipConfig
 
 _VIDEOS = "a folder per class, or a CSV of `path,label`."
 
@@ -60,6 +68,7 @@ def export(
     batch_size: BatchSize = 8,
     workers: Workers = 0,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the router's weights and training.")] = 0,
+    device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Make of a fine-tuned network a bundle that runs without torch: a few static networks, and a router that picks.
@@ -69,11 +78,7 @@ def export(
     Example:
     * `vared2 export runs/x3d_s/best --train clips/held_out --val clips/val --out bundle --engine openvino`
     """
-    if engine not in ENGINES:
-        raise Vared2Error(f"--engine {engine}: a bundle is for {' or '.join(ENGINES)}.")
-    for path in (train, val, *([] if joint is None else [joint])):
-        check_data(path)
-    check_folder(out)
+    _check_options(engine, threads, {"--train": train, "--val": val, "--joint": joint}, out)
     opened = open_network(network, base=base)
     dynamic = opened.converted
     if dynamic is None:
@@ -83,16 +88,18 @@ def export(
 
     listing = list_videos(train, classes=classes or classes_file_of(network))
     val_listing = list_videos(val, classes=listing.classes)
+    joint_listing = None if joint is None else list_videos(joint, classes=listing.classes)
     config = clip_config(opened, frames=None, size=None, sampling_rate=None)
+    _check_network(dynamic, network, config, len(listing.classes))
+    place(dynamic, device)
     loaders = [make_loader(x, config, batch_size=batch_size, num_workers=workers) for x in (listing, val_listing)]
     found = find_routes(dynamic, loaders[0], num_routes=routes)
     say(f"{found}\n")
     routed = train_router(dynamic, found, *loaders, seed=seed)
     say(f"{routed}\n")
-    if joint is not None:
-        videos = list_videos(joint, classes=listing.classes)
+    if joint_listing is not None:
         weights_loader = make_loader(
-            videos, config, batch_size=batch_size, num_workers=workers, training=True, seed=seed, flip=False
+            joint_listing, config, batch_size=batch_size, num_workers=workers, training=True, seed=seed, flip=False
         )
         together = finetune_routes(dynamic, routed, weights_loader, *loaders, epochs=joint_epochs, seed=seed)
         say("fine-tuned together, no better: undone\n" if together is routed else f"fine-tuned together:\n{together}\n")
@@ -107,3 +114,25 @@ def export(
         show_json({"folder": str(out), "engine": engine, "routes": list(deployed.shares), "curve": points})
         return
     show(f"Wrote {out}. Next: vared2 predict {out} VIDEO …, or, without torch: python {out}/runtime.py {out} VIDEO …")
+
+
+def _check_options(engine: str, threads: int | None, data: dict[str, Path | None], out: Path) -> None:
+    if engine not in ENGINES:
+        raise Vared2Error(f"--engine {engine}: a bundle is for {' or '.join(ENGINES)}.")
+    BY_NAME[engine].check(Settings(threads=threads))  # type: ignore[index]  # checked above
+    for option, path in data.items():
+        if path is not None:
+            check_data(path, option)
+    check_folder(out)
+
+
+def _check_network(dynamic: fx.GraphModule, network: str, config: "ClipConfig", num_classes: int) -> None:
+    pack, shape = packer(dynamic), (3, config.frames, config.crop, config.crop)
+    check_input(pack, shape)
+    with evaluating(dynamic):
+        scores = dynamic(*pack(torch.zeros(1, *shape))).shape[-1]
+    if scores != num_classes:
+        raise Vared2Error(
+            f"{network} answers with {scores} classes, but --train has {num_classes}. Name the network's with "
+            "--classes FILE."
+        )

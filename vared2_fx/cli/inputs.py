@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from vared2_fx.data import ClipConfig
 
 
-def check_data(data: Path) -> None:
-    """Find that there is nothing at `--data` before anything takes long.
+def check_data(data: Path, option: str = "--data") -> None:
+    """Find that there is nothing at what `option` names before anything takes long.
 
     Raises:
         Vared2Error: naming it.
     """
     if not data.exists():
-        raise Vared2Error(f"--data {data}: there is no such folder or file.")
+        raise Vared2Error(f"{option} {data}: there is no such folder or file.")
 
 
 def example_clip(network: Network, *, frames: int | None, size: int | None) -> Tensor | None:

@@ -18,6 +18,7 @@ from vared2_fx.deploy.deployed import Deployed
 from vared2_fx.deploy.files import versions
 from vared2_fx.disk import sha256, sync
 from vared2_fx.errors import DeployError
+from vared2_fx.packing import Pack
 from vared2_fx.routes.curve import Point
 from vared2_fx.routes.deployed import DeployedRoutes
 
@@ -48,8 +49,8 @@ def export_bundle(
         The folder.
 
     Raises:
-        DeployError: another engine or precision; a network that takes more than one tensor; `clip` or `classes` that
-            do not go with the network; `folder` holds other things, or cannot be written.
+        DeployError: another engine or precision; a network that takes other things than clips; `clip` or `classes`
+            that do not go with the network; `folder` holds other things, or cannot be written.
     """
     folder = Path(folder)
     check_folder(folder)
@@ -74,14 +75,32 @@ def _check(deployed: DeployedRoutes, clip: "ClipConfig", classes: Sequence[str])
             f"export_bundle: these routes were deployed for engine {engine!r} in {precision}; a bundle is for "
             f"{' or '.join(map(repr, runtime.ENGINES))} in fp32. Call deploy_routed with that."
         )
-    if len(deployed.routes[0].signature.inputs) != 1:
-        raise DeployError("export_bundle: the network takes several tensors, and a bundle gives it one.")
+    check_input(deployed.pack, deployed.clip_shape)
     wanted = (3, clip.frames, clip.crop, clip.crop)
     if deployed.clip_shape != wanted:
         raise DeployError(f"export_bundle: clip makes clips of {wanted}, and the routes take {deployed.clip_shape}.")
     scores = deployed(torch.zeros(1, *wanted)).shape[-1]
     if classes and len(classes) != scores:
         raise DeployError(f"export_bundle: {len(classes)} names of classes, and the network has {scores} scores.")
+
+
+def check_input(pack: Pack, clip_shape: tuple[int, ...]) -> None:
+    """Find that a network takes anything else than clips before anything takes long.
+
+    Args:
+        pack: from clips to what the network is called with.
+        clip_shape: (C, T, H, W).
+
+    Raises:
+        DeployError: it takes several tensors, or single images.
+    """
+    clips = torch.zeros(1, *clip_shape)
+    packed = pack(clips)
+    if len(packed) != 1 or packed[0] is not clips:
+        raise DeployError(
+            "export_bundle: the network takes several tensors or single images, and a bundle gives it clips. Use "
+            "deploy_routed, or deploy, in Python."
+        )
 
 
 def check_folder(folder: Path) -> None:
