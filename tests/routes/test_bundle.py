@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import onnx
 import pytest
@@ -59,9 +60,29 @@ def test_it_answers_as_torch_does(folder, routed, clips):
     check_answers(folder, routed, clips)
 
 
-def test_so_it_does_in_openvino(routed, clips, tmp_path):
+@pytest.fixture(scope="module")
+def in_openvino(routed, tmp_path_factory):
     fast = vr.deploy_routed(routed, "openvino", threads=1, sizes=(1, 2))
-    check_answers(vr.export_bundle(fast, tmp_path / "bundle", clip=CLIP), routed, clips)
+    return vr.export_bundle(fast, tmp_path_factory.mktemp("openvino") / "bundle", clip=CLIP)
+
+
+def test_so_it_does_in_openvino(in_openvino, routed, clips):
+    check_answers(in_openvino, routed, clips)
+
+
+def test_openvino_compiles_before_the_first_clip(in_openvino, clips, monkeypatch):
+    bundle, small = Bundle(in_openvino, threads=1), Bundle(in_openvino, threads=1, max_batch=1)
+    monkeypatch.setattr(runtime, "_CORES", [])  # nothing is left that could compile
+    for budget in (0.01, 1.0):
+        got, wanted = bundle.answer(clips.numpy(), budget=budget), small.answer(clips.numpy(), budget=budget)
+        np.testing.assert_allclose(got[0], wanted[0], rtol=1e-4, atol=1e-5)
+
+
+def test_what_an_engine_cannot_compile_is_said_when_a_bundle_is_read(in_openvino, tmp_path):
+    shutil.copytree(in_openvino, tmp_path / "bundle")
+    rewritten(tmp_path / "bundle", clip_shape=[3, 8, 1, 1])  # smaller than what its layers leave out
+    with pytest.raises(BundleError, match=r"openvino cannot run route0\.xml"):
+        Bundle(tmp_path / "bundle")
 
 
 def test_many_threads_get_the_answers_of_one(folder, clips):
@@ -122,6 +143,14 @@ def test_it_runs_without_torch_and_without_this_package(folder, videos):
     check_lines(done, videos, folder)
 
 
+def test_this_packages_own_runtime_answers_too(folder, videos):
+    words = [sys.executable, "-m", "vared2_fx.runtime", str(folder), *videos]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    check_lines(done, videos, folder)
+
+
 @pytest.mark.slow
 def test_it_runs_in_a_fresh_environment(folder, videos, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "fresh"], check=True)
@@ -141,6 +170,61 @@ def test_what_cannot_be_read_is_passed_over_and_said(folder, videos, tmp_path):
     assert ["error" in line for line in lines] == [False, True, True, False]
     assert "not a readable video" in lines[1]["error"]
     assert "2 of 4" in done.stderr
+
+
+def cut_off(path, whole, at_s):
+    """What is left of a video whose copying stopped with the frame at `at_s`."""
+    with av.open(str(whole)) as container:
+        stream = container.streams.video[0]
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        end = next(packet.pos for packet in packets if packet.pts * stream.time_base >= at_s)
+    path.write_bytes(whole.read_bytes()[:end])
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """10 s of noise at 30 frames per second, every frame alone, the table of contents in front."""
+    path, rng = tmp_path_factory.mktemp("whole") / "whole.mp4", np.random.default_rng(0)
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width = stream.height = 48
+        stream.options = {"g": "1", "bf": "0"}
+        for _ in range(300):
+            pixels = rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def test_a_video_that_is_cut_off_is_said(folder, whole, tmp_path):
+    """Its clip is at 4.73, 4.80, … 5.20 s."""
+    early, within = cut_off(tmp_path / "early.mp4", whole, 3.0), cut_off(tmp_path / "within.mp4", whole, 5.0)
+    done = run_alone(sys.executable, folder, whole, early, within)
+    assert done.returncode == runtime.SOME_UNREADABLE, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert "early.mp4` ends before its clip, at 4.73 s" in lines[1]["error"]
+    assert (lines[0]["missing"], lines[2]["missing"]) == (0, 4)
+    clip = Bundle(folder).read_clip(within)[0]  # (C, T, H, W)
+    assert (np.diff(clip, axis=1) != 0).any((0, 2, 3)).tolist() == [True] * 4 + [False] * 3  # 4.97 s stays
+
+
+def test_without_pyav_that_is_said_once(folder, videos):
+    without = WITHOUT_TORCH.replace('"vared2_fx"', '"vared2_fx", "av"')
+    words = [sys.executable, "-c", without, str(folder), *videos]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (runtime.USER_ERROR, "")
+    assert "pip install av" in done.stderr
+
+
+def test_numbers_below_one_are_refused(folder, videos):
+    bundle = Bundle(folder)
+    for wrong in ({"batch": 0}, {"readers": 0}, {"batch": -1}):
+        with pytest.raises(BundleError, match="at least 1 each"):
+            next(runtime.predict(bundle, videos, **wrong))
+    for wrong in ({"threads": 0}, {"max_batch": 0}):
+        with pytest.raises(BundleError, match="at least 1 each"):
+            Bundle(folder, **wrong)
 
 
 def test_a_batch_is_its_clips(folder, videos):

@@ -40,7 +40,8 @@ def predict(
     """Answer videos with an exported bundle: a line of JSON for each, while the next ones are decoded.
 
     A line has the class, its probability, the route that the clip took, its multiply-adds as a share of the original's
-    and its time. A video that cannot be read gets a line that says why; the exit code then is 4.
+    and its time; `missing` counts frames of the clip for which the file ended too early. A video that cannot be read,
+    or ends before its clip, gets a line that says why; the exit code then is 4.
 
     Example:
     * `vared2 predict bundle clips/*.mp4 --budget 0.5 > answers.jsonl`
@@ -48,7 +49,7 @@ def predict(
     paths = list(_files(videos))
     unread = 0
     try:
-        opened = Bundle(bundle, threads=threads)
+        opened = Bundle(bundle, threads=threads, max_batch=batch_size)
         lines = answers(opened, paths, budget=budget, batch=batch_size, readers=readers)
         for line in track(lines, "videos", total=len(paths)):
             show(json.dumps(line))

@@ -205,7 +205,7 @@ def _plain(point: Point) -> dict[str, Any]:
 
 def _compare(deployed: DeployedRoutes, folder: Path) -> None:
     """Let the written bundle answer, at each operating point, as what it was made of does."""
-    bundle = runtime.Bundle(folder, threads=deployed.routes[0].threads)
+    bundle = runtime.Bundle(folder, threads=deployed.routes[0].threads, max_batch=2)
     clips = torch.randn(2, *deployed.clip_shape, generator=torch.Generator().manual_seed(0))
     for point in deployed.curve:
         wanted = deployed.answer(clips, point).output.numpy()

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vared2_fx.runtime import taken
+from vared2_fx.runtime import best_within, taken
 
 Floats = NDArray[np.float64]
 Kind = Literal["router", "cascade", "both"]
@@ -116,4 +116,4 @@ def mean_quality(curve: Sequence[Point], low: float) -> float:
 
 def at(curve: Sequence[Point], budget: float) -> Point:
     """The best point that costs at most `budget`, a share of the original's; the cheapest where none does."""
-    return max((p for p in curve if p.share <= budget + 1e-9), key=lambda p: p.quality, default=curve[0])
+    return curve[best_within([p.share for p in curve], [p.quality for p in curve], budget)]

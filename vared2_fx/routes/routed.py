@@ -15,7 +15,7 @@ from vared2_fx.packing import packer
 from vared2_fx.routes.curve import Kind, Point, at
 from vared2_fx.routes.found import Routes
 from vared2_fx.routes.router import Router
-from vared2_fx.runtime import Floats, Places, route_batch, taken
+from vared2_fx.runtime import Floats, Places, route_batch, shares_of, taken
 from vared2_fx.tables import percent, si, text_table
 
 
@@ -198,7 +198,7 @@ def answer_of(
     output, first, again = route_batch(
         count, price=point.price, confidence=point.confidence, shares=shares, score=score, run=run
     )
-    cost = np.asarray(shares)[first] + again * shares[-1] + router_share * np.isfinite(point.price)
+    cost = shares_of(first, again, price=point.price, shares=shares, router_share=router_share)
     return RoutedAnswer(
         output=torch.from_numpy(output),
         routes=torch.from_numpy(first),

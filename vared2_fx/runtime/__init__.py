@@ -1,6 +1,6 @@
 """Run an exported bundle: needs numpy and the bundle's engine, PyAV where clips come from videos, and no torch.
 
-A copy of this file lies in each bundle: `python bundle/runtime.py bundle video.mp4`.
+A copy of this file alone lies in each bundle: `python bundle/runtime.py bundle video.mp4`.
 
 N clips, K routes, cheapest first; the last computes everything. C channels, T frames, H height, W width.
 """
@@ -13,7 +13,6 @@ import json
 import queue
 import re
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +33,7 @@ except ImportError:  # clips may come from elsewhere
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
+NO_PYAV = "To read videos PyAV is needed: pip install av"
 ENGINES = ("onnx", "openvino")
 SOME_UNREADABLE, USER_ERROR = 4, 2
 """Exit codes."""
@@ -110,6 +110,27 @@ def route_batch(
     return outputs, first, again
 
 
+def shares_of(
+    first: Places, again: NDArray[np.bool_], *, price: float, shares: Sequence[float], router_share: float
+) -> Floats:
+    """Multiply-adds of each clip, of the original's: its route, the full network if it ran after it, the router: (N,).
+
+    Args:
+        first: the route of each clip, int64 (N,).
+        again: whether the full network ran after it, (N,).
+        price: see `taken`; the router runs where it is finite.
+        shares: (K,) multiply-adds of the routes.
+        router_share: those of the router.
+    """
+    return np.asarray(np.asarray(shares)[first] + again * shares[-1] + router_share * bool(np.isfinite(price)))
+
+
+def best_within(shares: Sequence[float], qualities: Sequence[float], budget: float) -> int:
+    """Place of the best operating point that costs at most `budget`; of the first, the cheapest, where none does."""
+    within = [place for place, share in enumerate(shares) if share <= budget + 1e-9]
+    return max(within, key=lambda place: qualities[place], default=0)
+
+
 def largest_softmax(scores: Floats) -> Floats:
     """Class scores (N, classes) → the largest probability of each row, (N,)."""
     return np.asarray(1 / np.exp(scores - scores.max(1, keepdims=True), dtype=np.float64).sum(1))
@@ -133,29 +154,35 @@ class Bundle:
     Every file is read once, compared with its checksum, and handed to the engine as it was read.
     """
 
-    def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
+    def __init__(self, folder: str | Path, *, threads: int | None = None, max_batch: int | None = None) -> None:
         """Read a bundle and let the engine take it over.
 
         Args:
             folder: where it was exported to.
             threads: threads of one call; None leaves that to the engine.
+            max_batch: clips that come at once, at most, if that is known: an engine that compiles each shape then
+                compiles none that is larger.
 
         Raises:
-            BundleError: files are missing, changed, truncated, outside of the folder, or of another version; or the
-                engine is not installed, or cannot read them.
+            BundleError: a number below 1; or files are missing, changed, truncated, outside of the folder, or of
+                another version; or the engine is not installed, or cannot run them.
         """
+        if (threads is not None and threads < 1) or (max_batch is not None and max_batch < 1):
+            raise BundleError(f"Bundle: threads={threads}, max_batch={max_batch}; at least 1 each, or None.")
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         self.engine = str(self.manifest["engine"])
         self.classes = [str(name) for name in self.manifest["classes"]]
         self.clip_shape = tuple(self.manifest["clip_shape"])
         self.shares = [float(route["share"]) for route in self.manifest["routes"]]
+        self._sizes = [size for size in self.manifest["sizes"] if max_batch is None or size <= max_batch]
         router = self.manifest["router"]
         started = {name for part in [*self.manifest["routes"], router] if part for name in part["files"]}
         for name in self.manifest["files"].keys() - started:
             self._read(name)
         self._routes = [self._start(route["files"], threads) for route in self.manifest["routes"]]
         self._router = self._start(router["files"], threads) if router else None
+        self._router_share = float(router["share"]) if router else 0.0
 
     def point(self, budget: float | None = None) -> dict[str, Any]:
         """The best operating point with at most `budget` of the original's multiply-adds; below the cheapest, that one.
@@ -169,10 +196,8 @@ class Bundle:
         budget = float(self.manifest["default_budget"]) if budget is None else budget
         if not 0 < budget < float("inf"):
             raise BundleError(f"budget={budget}; a share of the original's multiply-adds, such as 0.6.")
-        curve = self.manifest["curve"]
-        within = [point for point in curve if point["share"] <= budget + 1e-9]
-        chosen: dict[str, Any] = max(within, key=lambda point: float(point["quality"])) if within else curve[0]
-        return chosen
+        curve: list[dict[str, Any]] = self.manifest["curve"]
+        return curve[best_within([point["share"] for point in curve], [point["quality"] for point in curve], budget)]
 
     def answer(self, clips: Floats, *, budget: float | None = None) -> tuple[Floats, Places, Floats]:
         """Let each clip take its route.
@@ -209,39 +234,51 @@ class Bundle:
                 self._routes[route], clips if len(places) == len(clips) else clips[places]
             ),
         )
-        cost = np.asarray(self.shares)[first] + again * self.shares[-1]
-        if np.isfinite(price) and self._router is not None:
-            cost = cost + float(self.manifest["router"]["share"])
+        cost = shares_of(first, again, price=price, shares=self.shares, router_share=self._router_share)
         return scores, np.where(again, len(self.shares) - 1, first), cost
 
     def read_clip(self, path: str | Path) -> Floats:
         """The clip in the middle of a video, as the network was made for: float32 (1, 3, T, crop, crop).
 
         Raises:
-            BundleError: the file is missing, is no video, or nothing of it can be decoded.
+            BundleError: the file is missing, is no video, ends before the clip, or nothing of it can be decoded.
+        """
+        return self.read_counted(path)[0]
+
+    def read_counted(self, path: str | Path) -> tuple[Floats, int]:
+        """Like `read_clip`; and for how many of the T frames the file ends too early, so that its last one stands in.
+
+        Raises:
+            BundleError: as for `read_clip`.
         """
         clip = self.manifest["clip"]
         with Video(path) as video:
             start_s = max(0.0, (video.duration_s - clip["duration_s"]) / 2)
-            frames, _ = video.pictures_at([start_s + offset for offset in clip["offsets_s"]])
+            frames, num_missing = video.pictures_at([start_s + offset for offset in clip["offsets_s"]])
+        if num_missing == len(frames):
+            raise BundleError(
+                f"`{path}` ends before its clip, at {start_s:.2f} s; it is cut off or damaged. Copy it again."
+            )
         pictures = resized_centre(frames, clip["short_side"], clip["crop"])
         values = (pictures.astype(np.float32) / 255 - np.float32(clip["mean"])) / np.float32(clip["std"])
-        return np.ascontiguousarray(values.transpose(3, 0, 1, 2)[None], dtype=np.float32)
+        return np.ascontiguousarray(values.transpose(3, 0, 1, 2)[None], dtype=np.float32), num_missing
 
     def _cut(self, run: Callable[[Floats], Floats], clips: Floats) -> Floats:
-        parts = chunks(len(clips), self.manifest["sizes"])
+        parts = chunks(len(clips), self._sizes)
         return np.concatenate([run(np.ascontiguousarray(clips[part])) for part in parts])
 
     def _start(self, names: Sequence[str], threads: int | None) -> Callable[[Floats], Floats]:
         data = [self._read(name) for name in names]
         try:
-            return {"onnx": _onnx, "openvino": _openvino}[self.engine](data, threads)
+            if self.engine == "onnx":
+                return _onnx(data[0], threads)
+            return _openvino(data[0], data[1], threads, [(size, *self.clip_shape) for size in self._sizes])
         except BundleError:
             raise
         except Exception as exc:
             made = ", ".join(f"{name} {number}" for name, number in self.manifest["versions"].items())
             raise BundleError(
-                f"{self.folder}: {self.engine} cannot read {names[0]} ({type(exc).__name__}: "
+                f"{self.folder}: {self.engine} cannot run {names[0]} ({type(exc).__name__}: "
                 f"{str(exc).strip()[:200]}). It was made with {made}."
             ) from exc
 
@@ -312,11 +349,11 @@ def _need(package: str) -> Any:
         raise BundleError(f"{package} cannot be imported ({exc}): pip install {package}") from exc
 
 
-def _onnx(files: list[bytes], threads: int | None) -> Callable[[Floats], Floats]:
+def _onnx(model: bytes, threads: int | None) -> Callable[[Floats], Floats]:
     runtime = _need("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads or 0, 3
-    session = runtime.InferenceSession(files[0], options, providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda clips: np.asarray(session.run(None, {name: clips})[0])
 
@@ -324,35 +361,33 @@ def _onnx(files: list[bytes], threads: int | None) -> Callable[[Floats], Floats]
 _CORES: list[Any] = []
 
 
-def _openvino(files: list[bytes], threads: int | None) -> Callable[[Floats], Floats]:
+def _openvino(
+    xml: bytes, weights: bytes, threads: int | None, shapes: Sequence[tuple[int, ...]]
+) -> Callable[[Floats], Floats]:
+    """Compiled for each of `shapes` before the first call: no clip waits for that."""
     openvino = _need("openvino")
     if not _CORES:  # one for the process: the plugin's signal stack goes with the core
         _CORES.append(openvino.Core())
-    xml, weights = files
     model = _CORES[0].read_model(xml, weights)
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads
-    compiled: dict[int, Any] = {}
-    idle: dict[int, queue.SimpleQueue[Any]] = {}
-    compiling = threading.Lock()
+    compiled: dict[int, tuple[Any, queue.SimpleQueue[Any]]] = {}  # with the requests that nobody uses just now
+    for shape in shapes:
+        own = model.clone()
+        own.reshape(list(shape))
+        compiled[shape[0]] = _CORES[0].compile_model(own, "CPU", config), queue.SimpleQueue()
 
     def run(clips: Floats) -> Floats:
-        size = len(clips)
-        with compiling:
-            if size not in compiled:
-                own = model.clone()
-                own.reshape(list(clips.shape))
-                idle[size] = queue.SimpleQueue()
-                compiled[size] = _CORES[0].compile_model(own, "CPU", config)
+        of_size, idle = compiled[len(clips)]
         try:
-            request = idle[size].get_nowait()
+            request = idle.get_nowait()
         except queue.Empty:
-            request = compiled[size].create_infer_request()
+            request = of_size.create_infer_request()
         try:
             return np.array(request.infer([clips])[0])
         finally:
-            idle[size].put(request)
+            idle.put(request)
 
     return run
 
@@ -402,7 +437,7 @@ class Video:
 
     def __init__(self, path: str | Path) -> None:
         if av is None:
-            raise BundleError("To read videos PyAV is needed: pip install av")
+            raise BundleError(NO_PYAV)
         self.path = str(path)
         if not Path(path).is_file():
             raise self.error(f"`{path}` does not exist. Check the path.")
@@ -566,13 +601,21 @@ def predict(
     Yields:
         For each video a dict of "video" (its path), "class" (name, or None where the bundle names none), "label" (the
         class's number), "probability" (softmax), "route" (0 is the cheapest), "macs" (share of the original's
-        multiply-adds, router included), "ms" (time in the engine, of its batch divided by the clips in it) and
-        "read_ms"; or of "video" and "error", if it cannot be read.
+        multiply-adds, router included), "ms" (time in the engine, of its batch divided by the clips in it), "read_ms"
+        and "missing" (frames of the clip for which the file ended too early; its last picture stood in); or of "video"
+        and "error", if it cannot be read.
+
+    Raises:
+        BundleError: PyAV is not installed, or a number is out of range.
     """
+    if av is None:
+        raise BundleError(NO_PYAV)
+    if batch < 1 or readers < 1:
+        raise BundleError(f"predict: batch={batch}, readers={readers}; at least 1 each.")
     bundle.point(budget)  # what is wrong with it comes before any work
     ahead = 2 * batch + readers
     with ThreadPoolExecutor(readers) as pool:
-        waiting: deque[tuple[str, Future[tuple[Floats, float]]]] = deque()
+        waiting: deque[tuple[str, Future[_Read]]] = deque()
         rest = iter(paths)
         try:
             while True:
@@ -586,20 +629,24 @@ def predict(
                 future.cancel()
 
 
-def _timed_clip(bundle: Bundle, path: str | Path) -> tuple[Floats, float]:
+_Read = tuple[Floats, int, float]
+"""The clip, how many of its frames are missing, and the time that it took in ms."""
+
+
+def _timed_clip(bundle: Bundle, path: str | Path) -> _Read:
     start = time.perf_counter()
-    clip = bundle.read_clip(path)
-    return clip, 1e3 * (time.perf_counter() - start)
+    clip, num_missing = bundle.read_counted(path)
+    return clip, num_missing, 1e3 * (time.perf_counter() - start)
 
 
 def _answers(
-    bundle: Bundle, batch: "list[tuple[str, Future[tuple[Floats, float]]]]", budget: float | None
+    bundle: Bundle, batch: "list[tuple[str, Future[_Read]]]", budget: float | None
 ) -> Iterator[dict[str, Any]]:
     lines: list[dict[str, Any]] = [{"video": path} for path, _ in batch]
     read: list[tuple[dict[str, Any], Floats]] = []
     for line, (path, future) in zip(lines, batch, strict=True):
         try:
-            clip, line["read_ms"] = future.result()
+            clip, line["missing"], line["read_ms"] = future.result()
             read.append((line, clip))
         except BundleError as exc:
             line["error"] = str(exc)
@@ -636,7 +683,7 @@ def main(words: Sequence[str] | None = None) -> int:
         parser.error("--batch and --threads are at least 1")
     unread = 0
     try:
-        bundle = Bundle(given.bundle, threads=given.threads)
+        bundle = Bundle(given.bundle, threads=given.threads, max_batch=given.batch)
         for line in predict(bundle, given.videos, budget=given.budget, batch=given.batch):
             print(json.dumps(line), flush=True)
             unread += "error" in line
