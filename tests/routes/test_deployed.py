@@ -1,13 +1,17 @@
 """Routes in engines and from many threads."""
 
+import itertools
+import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 import vared2_fx as vr
 from vared2_fx.errors import ConvertError, DeployError
-from vared2_fx.runtime import chunks
+from vared2_fx.runtime import chunks, taken
 
 
 def test_how_clips_lie_in_memory_makes_no_difference(deployed, routed, clips):
@@ -56,6 +60,19 @@ def test_a_target_in_ms_takes_a_point_that_is_fast_enough(deployed):
     assert deployed.point(target_ms=1e-6) == deployed.curve[costs.index(min(costs))]
     middle = sorted(costs)[len(costs) // 2]
     assert deployed.expected_ms(deployed.point(target_ms=middle)) <= middle
+
+
+def test_the_longest_time_is_that_of_any_route_that_scores_can_lead_to(deployed):
+    """Every corner of what a router may say is tried; what validation clips took does not count."""
+    last, routes = 3, (*deployed.routes[:1] * 3, deployed.routes[-1])
+    times = {"route_ms": (1.0, 20.0, 7.0, 10.0), "router_ms": 0.5}
+    fast = replace(deployed, routes=routes, shares=(0.2, 0.4, 0.7, 1.0), **times)
+    corners = np.array(list(itertools.product((0.0, 1.0), repeat=last)))
+    for price, confidence in itertools.product((0.0, 0.3, 1.1, 1.7, 3.0, 9.0, math.inf), (0.0, 0.5)):
+        point = replace(fast.curve[0], price=price, confidence=confidence, mix=(1.0, *[0.0] * last))
+        first = set(taken(corners, fast.shares, price).tolist())
+        longest = max(fast.route_ms[k] + 10.0 * (confidence > 0 and k < last) for k in first)
+        assert fast.longest_ms(point) == longest + 0.5 * math.isfinite(price)
 
 
 def test_errors(deployed, routed, clips):

@@ -121,10 +121,20 @@ class DeployedRoutes:
         return routes + (self.router_ms if np.isfinite(point.price) else 0.0)
 
     def longest_ms(self, point: Point) -> float:
-        """The longest time that a clip can take at an operating point, in milliseconds, from the same times."""
-        taken = [ms for part, ms in zip(point.mix, self.route_ms, strict=True) if part > 0]
-        again = self.route_ms[-1] if point.confidence > 0 and point.mix[-1] > 0 else 0.0
-        return max(taken) + again + (self.router_ms if np.isfinite(point.price) else 0.0)
+        """The longest time that a clip can take at an operating point, in milliseconds, from the same times.
+
+        Routes that no validation clip took count too, if some scores of the router lead there.
+        """
+        if not np.isfinite(point.price):
+            return self._ms_through(0, point)
+        most = self.shares[0] + 1 / point.price if point.price else np.inf  # more than the surest answer can pay for
+        within = (k for k, share in enumerate(self.shares) if share <= most)
+        return self.router_ms + max(self._ms_through(k, point) for k in within)
+
+    def _ms_through(self, route: int, point: Point) -> float:
+        """Time of a clip that takes `route` first, and then the full one if it can."""
+        again = self.route_ms[-1] if point.confidence > 0 and route < len(self.routes) - 1 else 0.0
+        return self.route_ms[route] + again
 
     def ms_of(self, answer: RoutedAnswer, point: Point) -> float:
         """How long the clips of an answer take one after the other, in milliseconds, from the same times."""
