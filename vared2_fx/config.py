@@ -172,7 +172,8 @@ class FinetuneConfig:
     schedule: Schedule = "joint"
     """`joint`: weights and gates together, by task and efficiency loss (the paper's, as we understand it).
     `variants_first` (ours): all epochs train the weights, each batch with one choice of all regions alike, so that
-    each is good by itself, and with one for each region, so that a gate may err; then `fit_gates` teaches the gates, on
+    each is good by itself (of several frame strides above 1 the coarsest is left out: from so few frames it would only
+    learn to guess), and with one for each region, so that a gate may err; then `fit_gates` teaches the gates, on
     the validation clips, which the weights have not seen. The efficiency loss and label smoothing are not used."""
 
     optimizer: str = "adamw"

@@ -36,14 +36,15 @@ def ladder_of(dynamic: fx.GraphModule, clip: tuple[Any, ...]) -> tuple[list[Choi
 
 
 def trained_choices(dynamic: fx.GraphModule) -> list[Choice]:
-    """The choices to train in all regions alike: every one but those of the coarsest frame stride.
+    """The choices to train in all regions alike: all, but of several frame strides above 1 not the coarsest.
 
     What that one gets wrong it cannot learn from so few frames; trained on it, it only guesses with more confidence,
-    and gates take guesses for knowledge.
+    and gates take guesses for knowledge. A single stride above 1 is all there is to save frames with, and is trained.
     """
     choices = uniform_choices(dynamic)
-    coarsest = max(choice.frame_stride for choice in choices)
-    return [choice for choice in choices if choice.frame_stride < coarsest] or choices
+    strides = sorted({choice.frame_stride for choice in choices if choice.frame_stride > 1})
+    untrained = strides[1:][-1:]
+    return [choice for choice in choices if choice.frame_stride not in untrained]
 
 
 def drawn_policies(gates: Sequence[Gate], choices: Sequence[Choice]) -> Iterator[Mapping[Gate, tuple[int, int]]]:
