@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 HERE = Path(__file__).parent
@@ -22,11 +23,18 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "final.pt", weights_only=True)
 
 
-def test_killed_and_resumed_ends_as_if_it_had_not_been(tmp_path):
-    assert run(RUN, str(tmp_path / "whole"), "16", "-1") == 0
-    assert run(RUN, str(tmp_path / "killed"), "16", "6") == -signal.SIGKILL  # in the second epoch of four steps
+@pytest.mark.parametrize(
+    ("batches", "kind"),
+    [
+        ("6", ("joint", "conv")),  # in the second epoch of four steps
+        ("6", ("variants_first", "block")),  # in the first, after the norms were measured on four
+    ],
+)
+def test_killed_and_resumed_ends_as_if_it_had_not_been(tmp_path, batches, kind):
+    assert run(RUN, str(tmp_path / "whole"), "16", "-1", *kind) == 0
+    assert run(RUN, str(tmp_path / "killed"), "16", batches, *kind) == -signal.SIGKILL
     assert not (tmp_path / "killed/final.pt").exists()
-    assert run(RUN, str(tmp_path / "killed"), "16", "-1") == 0
+    assert run(RUN, str(tmp_path / "killed"), "16", "-1", *kind) == 0
     expected, found = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
 

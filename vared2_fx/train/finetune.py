@@ -146,8 +146,8 @@ class _Run:
             self.history = [EpochLog(**line) for line in progress["history"]]
             self.best_weights = self.folder.best_weights()
         else:
+            self._recalibrate()  # before anything is saved, so that what is gone on with has these statistics
             self._finish_epoch(0, EpochMeter(), 0.0)
-            self._recalibrate()
         several = self.accelerator.num_processes > 1
         sharing = shared_norms(self.gates) if several else nullcontext()
         with TrainingBar(self.config.progress, self.num_steps) as bar, sharing:
