@@ -5,6 +5,8 @@ import json
 from dataclasses import fields
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import vared2_fx as vr
 from vared2_fx.cli.finetune import finetune
@@ -37,6 +39,15 @@ def test_a_run_and_what_it_leaves(run, folder, data, scenes):
     made = json.loads(run("report", *best, "--data", scenes / "val", "--json", "--no-timing").stdout)
     assert made["totals"]["top1"] == document["accuracy"]
     assert made["totals"]["computed_macs"]["mean"] == document["mean_macs"]
+
+
+def test_one_line_gives_one_network(run, data, folder):
+    """Weights that no file gives, and gates, are drawn; `--seed` settles these, too."""
+    for out, seed in (("a", "5"), ("b", "5"), ("other", "6")):
+        run("finetune", "vared2_demo", *data, *CLIP, *QUICK, "--epochs", "1", "--out", out, "--seed", seed)
+    first, again, other = (load_file(folder / out / "best/model.safetensors") for out in ("a", "b", "other"))
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert not torch.equal(first["head.weight"], other["head.weight"])
 
 
 def test_going_on(run, data):

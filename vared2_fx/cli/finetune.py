@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
 import typer
 
 from vared2_fx.cli.evaluate import document
@@ -245,6 +246,7 @@ def finetune(
     from vared2_fx.train import finetune as train_network
 
     listing, val_listing = _listings(train, val, classes, labels=labels)
+    torch.manual_seed(seed)  # of gates and of a new last layer, which start at random
     opened = _open(network, len(listing.classes), pretrained=pretrained, weights=weights, base=base)
     _check_knows(opened, network, len(listing.classes), distilled=config.distill_weight > 0)
     if labels:
