@@ -253,7 +253,8 @@ class FinetuneConfig:
     """Largest norm of the gradient; 0 leaves it as it is."""
 
     accumulate: int = 1
-    """Batches whose gradients are averaged for one update, where memory is too small for as many clips at once."""
+    """Batches whose gradients are averaged for one update, where memory is too small for as many clips at once; at the
+    end of an epoch those that are left. With `variants_first` each of a batch's choices is averaged so, by itself."""
 
     gradient_checkpointing: bool = False
     """Compute what is inside a region again for the gradient in place of keeping it: less memory, for a second forward

@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -136,7 +137,6 @@ class _Run:
         self.kept = dynamic if self.average is None else self.average.module
         self.folder = RunFolder(config, self.accelerator)
         self.checked = nullcontext() if config.mixed_precision == "no" else CheckedConvs()
-        self.pending = 0
         self.history: list[EpochLog] = []
         self.best_weights: dict[str, Tensor] = {}
 
@@ -204,31 +204,35 @@ class _Run:
             for norm in self.norms:
                 norm.eval()
         self.optimizer.zero_grad()
-        self.pending = 0
+        group: list[Iterator[Tensor]] = []
         for step, raw in enumerate(self.train_loader, start=(epoch - 1) * per_epoch):
             self._set_schedules(min(step, self.num_steps - 1))
             batch = read_batch(raw).to(self.like)
-            if not len(batch.video):
-                continue
-            for loss in self.objective.losses(batch, step, meter, fitted=epoch > self.first_fit):
-                check_finite(loss, epoch, step)
-                self._update(loss, step, last=step == epoch * per_epoch - 1)
+            if len(batch.video):
+                group.append(self.objective.losses(batch, step, meter, fitted=epoch > self.first_fit))
+            if len(group) == self.config.accumulate:
+                self._learn(group, epoch, step)
+                group = []
             bar.advance(epoch, self.config.epochs, meter.loss, meter.accuracy, meter.share)
+        if group:
+            self._learn(group, epoch, step)
         if self.accelerator.num_processes > 1:
             meter.over_processes(lambda sums: self.accelerator.reduce(sums.to(self.accelerator.device), "sum"))
         return meter
 
-    def _update(self, loss: Tensor, step: int, *, last: bool) -> None:
-        """Add a loss's gradients; move the weights after every `accumulate` of them, and after the epoch's last."""
-        self.accelerator.backward(loss / self.config.accumulate)
-        self.pending += 1
-        if self.pending < self.config.accumulate and not last:
-            return
+    def _learn(self, group: list[Iterator[Tensor]], epoch: int, step: int) -> None:
+        """Move the weights once for each loss that batches have, by its mean over these batches."""
+        for first in group[0]:
+            for loss in chain([first], map(next, group[1:])):  # each is computed after the one before let its maps go
+                check_finite(loss, epoch, step)
+                self.accelerator.backward(loss / len(group))
+            self._update(step)
+
+    def _update(self, step: int) -> None:
         if self.config.clip_grad:
             self.accelerator.clip_grad_norm_(self.observed.parameters(), self.config.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.pending = 0
         if self.average is not None:
             self.average.update(self.dynamic, step + 1)
 

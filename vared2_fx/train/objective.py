@@ -59,7 +59,7 @@ class Objective:
             accelerator.register_for_checkpointing(self.controller)
 
     def losses(self, batch: Batch, step: int, meter: EpochMeter, *, fitted: bool) -> Iterator[Tensor]:
-        """The losses of a batch, each to be followed by an update.
+        """The losses of a batch, equally many for every batch of an epoch, each to be followed by an update.
 
         Args:
             batch: clips on the device, with labels unless a teacher gives them.
