@@ -1,6 +1,7 @@
 """Fine-tuning on a task small enough for seconds: is the second half of the clip the same as the first?"""
 
 import json
+import os
 
 import pytest
 import torch
@@ -162,6 +163,40 @@ def test_resume_refuses_another_config_and_damaged_files(tmp_path):
     (tmp_path / "last" / "progress.json").write_text("{")
     with pytest.raises(CheckpointError, match="damaged"):
         vr.finetune(vr.convert(small_net()), *loaders(), config(epochs=1, out=str(tmp_path), resume=True))
+
+
+def test_resume_refuses_other_clips_and_processes(tmp_path, untouched):
+    train, val = in_batches(16), loaders()[1]
+    vr.finetune(vr.convert(small_net()), train, val, config(epochs=1, out=str(tmp_path)))
+    again, dynamic = config(epochs=1, out=str(tmp_path), resume=True), vr.convert(small_net())
+    with untouched(dynamic), pytest.raises(CheckpointError, match=r"number of steps \(4\) than .* give \(3\)"):
+        vr.finetune(dynamic, in_batches(16, 48), val, again)
+    progress = json.loads((tmp_path / "last/progress.json").read_text())
+    (tmp_path / "last/progress.json").write_text(json.dumps(progress | {"num_processes": 2}))
+    with untouched(dynamic), pytest.raises(CheckpointError, match=r"processes \(2\) than this one \(1\)"):
+        vr.finetune(dynamic, train, val, again)
+
+
+def test_a_second_kill_while_saving_loses_nothing(tmp_path, monkeypatch):
+    """The first was between two renames, the second in between again: last.old stays until there is another."""
+    train, val = in_batches(16), loaders()[1]
+    with pytest.raises(KeyboardInterrupt):
+        vr.finetune(vr.convert(small_net()), StopsAfter(train, 6), val, config(out=str(tmp_path)))
+    (tmp_path / "last").rename(tmp_path / "last.old")
+
+    rename = os.replace
+
+    def killed(source, target):
+        if target == tmp_path / "last":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    resume = config(out=str(tmp_path), resume=True)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", killed)
+        vr.finetune(vr.convert(small_net()), train, val, resume)
+    assert (tmp_path / "last.old/progress.json").exists()
+    assert len(vr.finetune(vr.convert(small_net()), train, val, resume).history) == 5
 
 
 def test_every_parameter_is_in_one_group():

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from vared2_fx.batches import read_batch, set_epoch
 from vared2_fx.config import FinetuneConfig
 from vared2_fx.convert import conversion
-from vared2_fx.errors import CheckpointError, TrainError
+from vared2_fx.errors import TrainError
 from vared2_fx.layers import recomputing
 from vared2_fx.packing import packer
 from vared2_fx.passes.rewrite import regions, with_decisions
@@ -84,7 +84,7 @@ def finetune(
         DataError: a loader is empty, its labels are missing or do not fit the network's outputs, or the network takes
             boxes.
         TrainError: the loss is not finite, `original` shares weights with `dynamic`, or an optimiser is unknown.
-        CheckpointError: the run to resume is damaged, or had another config.
+        CheckpointError: the run to resume is damaged, or had another config, other batches, processes or teacher.
     """
     conversion(dynamic)
     packer(dynamic)  # refuses a network that takes more than clips
@@ -141,8 +141,7 @@ class _Run:
         self.best_weights: dict[str, Tensor] = {}
 
     def run(self) -> FinetuneResult:
-        if (progress := self.folder.resume()) is not None:
-            self._check_teacher(progress)
+        if (progress := self.folder.resume(**self._same())) is not None:
             self.history = [EpochLog(**line) for line in progress["history"]]
             self.best_weights = self.folder.best_weights()
         else:
@@ -171,12 +170,13 @@ class _Run:
             evaluation=evaluate(self.dynamic, self.val_loader, original=self.teacher),
         )
 
-    def _check_teacher(self, progress: dict[str, Any]) -> None:
-        if self.teacher is not None and progress.get("teacher") != self.teacher.fingerprint():
-            raise CheckpointError(
-                f"resume: the run in {self.config.out} learned from other weights. Pass the network as it was "
-                "converted, not a trained one, or the run's `original`."
-            )
+    def _same(self) -> dict[str, int | str | None]:
+        """What a run and its continuation have in common."""
+        return {
+            "num_processes": self.accelerator.num_processes,
+            "num_steps": self.num_steps,
+            "teacher": None if self.teacher is None else self.teacher.fingerprint(),
+        }
 
     def _recalibrate(self) -> None:
         """With variants first each choice is trained with statistics of its own, where it has some."""
@@ -263,5 +263,4 @@ class _Run:
             self.folder.save_best(self.kept)
         if self.board is not None and self.accelerator.is_main_process:
             self.board.write(line)
-        taught = {} if self.teacher is None else {"teacher": self.teacher.fingerprint()}
-        self.folder.save_last({"history": [asdict(line) for line in self.history], **taught})
+        self.folder.save_last({"history": [asdict(line) for line in self.history], **self._same()})

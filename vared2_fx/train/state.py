@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _MAY_CHANGE = {"out", "resume", "progress", "tensorboard"}
+_MEANING = {
+    "num_processes": "had another number of processes{then} than this one{now}; launch as many.",
+    "num_steps": "had another number of steps{then} than these clips and batches give{now}; pass the same training "
+    "clips in batches of the same size.",
+    "teacher": "learned from other weights. Pass the network as it was converted, not a trained one, or the run's "
+    "`original`.",
+}
+"""What it says where a run cannot be gone on with."""
 
 
 class RunFolder:
@@ -45,8 +53,8 @@ class RunFolder:
         if self._accelerator.is_main_process:
             document = {"config": _comparable(self._config), **progress}
             (new / "progress.json").write_text(json.dumps(document))
-            shutil.rmtree(old, ignore_errors=True)
-            if last.exists():
+            if last.exists():  # else the run was killed between the two renames, and last.old is all there is
+                shutil.rmtree(old, ignore_errors=True)
                 os.replace(last, old)
             os.replace(new, last)
             shutil.rmtree(old, ignore_errors=True)
@@ -58,14 +66,18 @@ class RunFolder:
         if self._folder is not None and self._accelerator.is_main_process:
             save(dynamic, self._folder / "best")
 
-    def resume(self) -> dict[str, Any] | None:
+    def resume(self, **same: int | str | None) -> dict[str, Any] | None:
         """Load the state of `last/` into everything prepared.
+
+        Args:
+            same: what `save_last` has to have been given, by its name there; see `_MEANING`.
 
         Returns:
             What `save_last` was given; None where there is nothing to go on with, or `resume` is off.
 
         Raises:
-            CheckpointError: the run had another config, or its files are damaged.
+            CheckpointError: the run had another config, or other clips, processes or teacher, or its files are
+                damaged. Nothing is loaded then, unless it is the state itself that is damaged.
         """
         if self._folder is None or not self._config.resume:
             return None
@@ -83,6 +95,10 @@ class RunFolder:
                 f"resume: the run in {self._folder} had another {', '.join(changed)}; "
                 "resume with the same config, or start anew in another folder."
             )
+        for name, value in same.items():
+            if name in progress and progress[name] != value:
+                then, now = (f" ({v})" if isinstance(v, int) else "" for v in (progress[name], value))
+                raise CheckpointError(f"resume: the run in {self._folder} {_MEANING[name].format(then=then, now=now)}")
         try:
             self._accelerator.load_state(str(found[0]))
         except Exception as exc:  # whatever the library meets in damaged files
