@@ -1,19 +1,33 @@
 """A fine-tuning run in a process of its own: `ddp_run.py FOLDER BATCH [KILL_AT [SCHEDULE GRANULARITY]]`.
 
-It dies at the batch KILL_AT; at -1 it does not, but shuffles as those that do.
+It dies at the batch KILL_AT; at -1 it does not, but shuffles as those that do. With `lost` in its place some clips
+cannot be read.
 """
 
 import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from small import bright_or_dark, config, small_net
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import vared2_fx as vr
+
+LOST = {3, 4, *range(17, 24), *range(40, 48)}
+"""Of two processes with batches of 8, these miss two clips, all clips but one, and all clips of one process."""
+LOST_ALONE = LOST | set(range(32, 40))
+"""The same for one process with batches of 16: where one of two has no clips, no step is taken."""
+
+
+def without_lost(numbers: list[int], clips: TensorDataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of the clips with these numbers, those that cannot be read left out."""
+    lost = LOST if "RANK" in os.environ else LOST_ALONE
+    kept = [number for number in numbers if number not in lost]
+    return clips.tensors[0][kept], clips.tensors[1][kept]
 
 
 class Killed:
@@ -33,13 +47,17 @@ class Killed:
             yield batch
 
 
-def main(folder: str, batch: int, kill_at: int | None, schedule: str = "joint", granularity: str = "conv") -> None:
+def main(folder: str, batch: int, mode: str = "", schedule: str = "joint", granularity: str = "conv") -> None:
     torch.set_num_threads(1)
     torch.manual_seed(7)
     options = vr.ConvertConfig(min_macs_share=0.0, granularity=granularity)
     dynamic = vr.convert(small_net(), torch.randn(2, 1, 8, 8, 8), options)
-    train = DataLoader(bright_or_dark(64, 1), batch_size=batch, shuffle=kill_at is not None)
-    train = train if kill_at in (None, -1) else Killed(train, kill_at)
+    clips = bright_or_dark(64, 1)
+    if mode == "lost":
+        train = DataLoader(range(64), batch_size=batch, collate_fn=partial(without_lost, clips=clips))
+    else:
+        train = DataLoader(clips, batch_size=batch, shuffle=bool(mode))
+    train = Killed(train, int(mode)) if mode.isdecimal() else train
     val = DataLoader(bright_or_dark(32, 2), batch_size=16)
     changes = {"epochs": 3, "target_macs": 0.6, "distill_weight": 0.5, "out": folder, "resume": True}
     result = vr.finetune(dynamic, train, val, config(schedule=schedule, **changes))
@@ -49,4 +67,4 @@ def main(folder: str, batch: int, kill_at: int | None, schedule: str = "joint", 
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else None, *sys.argv[4:])
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

@@ -39,10 +39,11 @@ def test_killed_and_resumed_ends_as_if_it_had_not_been(tmp_path, batches, kind):
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
-def test_two_processes_are_one_with_twice_the_batch(tmp_path):
+@pytest.mark.parametrize("mode", [(), ("lost",)], ids=["all clips", "some lost"])
+def test_two_processes_are_one_with_twice_the_batch(tmp_path, mode):
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    assert run(*launch, RUN, str(tmp_path / "two"), "8") == 0
-    assert run(RUN, str(tmp_path / "one"), "16") == 0
+    assert run(*launch, RUN, str(tmp_path / "two"), "8", *mode) == 0
+    assert run(RUN, str(tmp_path / "one"), "16", *mode) == 0
     one, two = (json.loads((tmp_path / name / "losses.json").read_text()) for name in ("one", "two"))
     torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=1e-4, atol=1e-5)
     expected, found = weights(tmp_path / "one"), weights(tmp_path / "two")

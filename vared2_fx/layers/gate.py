@@ -241,7 +241,8 @@ class Gate(nn.Module):
         return views.transpose(1, 2).flatten(1).to(self.hidden.weight.dtype)
 
     def _normed(self, norm: nn.BatchNorm1d, values: Tensor) -> Tensor:
-        if self.training and len(values) == 1:  # one clip has no statistics of its own
+        alone = type(norm) is nn.BatchNorm1d  # not one that takes its statistics over several processes
+        if self.training and alone and len(values) == 1:  # one clip has no statistics of its own
             return F.batch_norm(values, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
         normed: Tensor = norm(values)
         return normed

@@ -29,7 +29,7 @@ from vared2_fx.train.norms import has_own_norms, recalibrate_norms
 from vared2_fx.train.objective import Objective, check_finite
 from vared2_fx.train.optimizer import make_optimizer
 from vared2_fx.train.precision import CheckedConvs
-from vared2_fx.train.processes import shared_norms
+from vared2_fx.train.processes import shared_norms, weight_of_clips
 from vared2_fx.train.progress import TrainingBar
 from vared2_fx.train.setup import make_accelerator, make_scheduler, num_batches
 from vared2_fx.train.state import RunFolder
@@ -73,8 +73,9 @@ def finetune(
             may be missing: the original's answers take their place.
         val_loader: the same, for choosing the best epoch.
         config: see `FinetuneConfig`.
-        original: with distillation, whose answers are learned; put in evaluation mode. None: a copy of the network
-            that `dynamic` was converted from, with the weights that `dynamic` has now.
+        original: with distillation, whose answers are learned; put in evaluation mode and moved to where `dynamic`
+            is trained. None: a copy of the network that `dynamic` was converted from, with the weights that `dynamic`
+            has now.
 
     Returns:
         The history and the best epoch's evaluation.
@@ -208,8 +209,10 @@ class _Run:
         for step, raw in enumerate(self.train_loader, start=(epoch - 1) * per_epoch):
             self._set_schedules(min(step, self.num_steps - 1))
             batch = read_batch(raw).to(self.like)
-            if len(batch.video):
-                group.append(self.objective.losses(batch, step, meter, fitted=epoch > self.first_fit))
+            weight = weight_of_clips(len(batch.video), self.accelerator.device)
+            if weight:
+                fitted = epoch > self.first_fit
+                group.append(self.objective.losses(batch, step, meter, fitted=fitted, weight=weight))
             if len(group) == self.config.accumulate:
                 self._learn(group, epoch, step)
                 group = []

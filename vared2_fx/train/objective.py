@@ -58,7 +58,9 @@ class Objective:
             self.controller = TargetController(config.target, num_steps)
             accelerator.register_for_checkpointing(self.controller)
 
-    def losses(self, batch: Batch, step: int, meter: EpochMeter, *, fitted: bool) -> Iterator[Tensor]:
+    def losses(
+        self, batch: Batch, step: int, meter: EpochMeter, *, fitted: bool, weight: float = 1.0
+    ) -> Iterator[Tensor]:
         """The losses of a batch, equally many for every batch of an epoch, each to be followed by an update.
 
         Args:
@@ -66,6 +68,7 @@ class Objective:
             step: of the run.
             meter: counts the clips.
             fitted: with variants first, train under the gates' own decisions.
+            weight: of these clips beside those of other processes, see `weight_of_clips`.
 
         Raises:
             DataError: no labels and no teacher, or labels that do not fit.
@@ -81,24 +84,24 @@ class Objective:
         lesson = None if self._teacher is None else self._teacher.lesson(video)
         labels = batch.labels if batch.labels is not None else lesson.scores.argmax(1)  # type: ignore[union-attr]
         joint = self._config.schedule == "joint"
-        weight = self._config.distill_weight
+        taught = self._config.distill_weight
         for number, choices in enumerate(self._policies(fitted=fitted)):
             with fixed_decisions(choices), self._accelerator.autocast(), watching(self._classifier) as seen:
                 output, decisions = self._observed(*self._pack(video))
                 check_scores(labels, output)
                 loss = self._task(output.float(), labels if labelled else None, kept)
                 if lesson is not None:
-                    loss = loss + weight * self._unlike(output, seen, lesson)
+                    loss = loss + taught * self._unlike(output, seen, lesson)
                 correct, dense = output.argmax(1) == labels, self.dense(video)
                 usage = expected_share(decisions, dense)
                 meter.add(loss.detach(), correct, usage.detach())
                 if joint:
-                    price = self._efficiency(decisions, usage, correct, dense)
+                    price = self._efficiency(decisions, usage, correct, dense, weight)
                     loss = loss + self._efficiency_weight(step) * price
             if number == 0 and self._self_taught:
                 lesson = Lesson(output.detach().float(), seen[0].detach() if seen else None)
-                weight = self._config.self_distill_weight
-            yield loss
+                taught = self._config.self_distill_weight
+            yield weight * loss
 
     def _policies(self, *, fitted: bool) -> Iterator[Mapping[Gate, tuple[int, int]]]:
         """What to compute, one after another; where the full choice teaches the others, it is the first."""
@@ -131,10 +134,12 @@ class Objective:
             return loss
         return loss + self._config.feature_distill_weight * feature_loss(seen[0], lesson.features)
 
-    def _efficiency(self, decisions: dict[str, Decision], usage: Tensor, correct: Tensor, dense: int) -> Tensor:
+    def _efficiency(
+        self, decisions: dict[str, Decision], usage: Tensor, correct: Tensor, dense: int, weight: float
+    ) -> Tensor:
         if self.controller is None:
             return efficiency_loss(decisions, correct=correct, dense=dense)
-        share = self._accelerator.reduce(usage.detach().mean(), "mean")
+        share = self._accelerator.reduce(weight * usage.detach().mean(), "mean")
         return charge(usage, self.controller.price(float(share)), correct)
 
     def _efficiency_weight(self, step: int) -> float:

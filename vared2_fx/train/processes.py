@@ -12,12 +12,28 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
+def weight_of_clips(num_clips: int, device: torch.device) -> float:
+    """What the mean over this process's clips counts in the mean over all processes' clips, times their number.
+
+    Clips that cannot be decoded are missing in one process only.
+
+    Returns:
+        1 where all have equally many; 0 in all of them where one has none, which has nothing to take part with.
+    """
+    if not dist.is_initialized():
+        return float(num_clips > 0)
+    sizes = torch.zeros(dist.get_world_size(), device=device)
+    sizes[dist.get_rank()] = num_clips
+    dist.all_reduce(sizes)
+    return num_clips / float(sizes.mean()) if sizes.min() > 0 else 0.0
+
+
 @contextmanager
 def shared_norms(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Let every `BatchNorm1d` in `modules` take its statistics over the clips of all processes inside the block.
 
     Gates look at clips, of which a process has few. `torch.nn.SyncBatchNorm` does the same on accelerators only.
-    Modules keep their identity and their names; processes need equally many clips.
+    Modules keep their identity and their names. A process may have fewer clips than another, but not none.
     """
     norms = [norm for module in modules for norm in module.modules() if type(norm) is nn.BatchNorm1d]
     try:
@@ -36,9 +52,9 @@ class _SharedBatchNorm(nn.BatchNorm1d):
         if not self.training:
             return super().forward(input)
         values = input.float()
-        count = len(values) * dist.get_world_size()
-        sums = _summed(torch.cat([values.sum(0), values.square().sum(0)]))
-        mean, square = (sums / count).chunk(2)
+        sums = _summed(torch.cat([values.sum(0), values.square().sum(0), values.new_tensor([len(values)])]))
+        count = sums[-1].detach()
+        mean, square = (sums[:-1] / count).chunk(2)
         var = (square - mean.square()).clamp_min(0.0)
         self._remember(mean.detach(), var.detach() * count / (count - 1))
         normed = (values - mean) * (var + self.eps).rsqrt()
