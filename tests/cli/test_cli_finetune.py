@@ -126,6 +126,13 @@ def test_mistakes(run, data, words, message):
     assert result.stdout == ""
 
 
+def test_one_gpu_for_several_processes(run, data, folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun and accelerate set it
+    result = run("finetune", "mynets:build", *data, *CLIP, "--device", "cuda:1", "--out", "run", code=2)
+    assert "each takes a device of its own; write --device cuda, and" in " ".join(result.stderr.split())
+    assert not (folder / "run").exists()
+
+
 def test_classes_have_to_agree(run, data, folder):
     run("convert", "vared2_demo", "--num-classes", "5", "--out", "five")
     result = run("finetune", "five", *data, *QUICK, "--out", "run", code=2)

@@ -181,3 +181,13 @@ def test_mistakes_are_named(untouched):
     for changes in ({"distill_weight": -1.0}, {"distill_temperature": 0.0}):
         with pytest.raises(ConvertError, match="FinetuneConfig: distill_"):
             vr.FinetuneConfig(**changes)
+
+
+@pytest.mark.gpu
+def test_the_teacher_comes_to_where_clips_are(tmp_path):
+    """The network is on a GPU, and the original still where it was made."""
+    net = trained_net()
+    dynamic = vr.convert(net).to(f"cuda:{torch.cuda.device_count() - 1}")
+    result = vr.finetune(dynamic, *loaders(), config(epochs=1, distill_weight=1.0), original=net)
+    assert len(result.history) == 2
+    assert next(dynamic.parameters()).device.index == torch.cuda.device_count() - 1

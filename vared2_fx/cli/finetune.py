@@ -242,6 +242,7 @@ def finetune(
         engine=engine,
     )
     _check_out(out, resume)
+    _check_device(device)
     from vared2_fx.data import make_loader
     from vared2_fx.train import finetune as train_network
 
@@ -328,6 +329,15 @@ def _check_out(out: Path, resume: bool) -> None:
         raise Vared2Error(f"--out {out}: a run is there; go on with it by --resume, or take another folder.")
     if resume and not (out / "last").exists() and not (out / "last.old").exists():
         say(f"--resume: no run in {out} yet; starting one.")
+
+
+def _check_device(device: str) -> None:
+    if ":" in device and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        kind = device.partition(":")[0]
+        raise Vared2Error(
+            f"--device {device}: of several processes each takes a device of its own; write --device {kind}, and "
+            "choose with CUDA_VISIBLE_DEVICES."
+        )
 
 
 def _check_classes(opened: Network, network: str, classes: tuple[str, ...]) -> None:

@@ -54,6 +54,10 @@ class Teacher:
             raise DataError("distillation: the original network gives no row of class scores per clip.")
         return Lesson(scores.float(), seen[0].float() if seen else None)
 
+    def to(self, device: torch.device) -> None:
+        """Move the network to where clips are."""
+        self._network.to(device)
+
     def fingerprint(self) -> str:
         """Of its weights: a run is gone on with under the same teacher only."""
         digest = hashlib.blake2b(digest_size=16)

@@ -31,7 +31,7 @@ from vared2_fx.train.optimizer import make_optimizer
 from vared2_fx.train.precision import CheckedConvs
 from vared2_fx.train.processes import shared_norms, weight_of_clips
 from vared2_fx.train.progress import TrainingBar
-from vared2_fx.train.setup import make_accelerator, make_scheduler, num_batches
+from vared2_fx.train.setup import make_accelerator, make_scheduler, num_batches, on_device_of
 from vared2_fx.train.state import RunFolder
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,8 @@ def finetune(
     packer(dynamic)  # refuses a network that takes more than clips
     config = config or FinetuneConfig()
     check_reachable("finetune", dynamic, val_loader, config.target)
-    return _Run(dynamic, train_loader, val_loader, config, original).run()
+    with on_device_of(dynamic):
+        return _Run(dynamic, train_loader, val_loader, config, original).run()
 
 
 class _Run:
@@ -124,6 +125,8 @@ class _Run:
         optimizer = make_optimizer(dynamic, config)
         self.scheduler = make_scheduler(optimizer, config, self.num_steps)
         self.observed, self.optimizer = self.accelerator.prepare(with_decisions(dynamic), optimizer)
+        if self.teacher is not None:
+            self.teacher.to(self.like.device)  # which is known only now: each process has a GPU of its own
         self.objective = Objective(dynamic, self.observed, config, self.accelerator, self.teacher, self.num_steps)
         self.gates = [region.gate for region in regions(dynamic).values()]
         self.recomputed = list(regions(dynamic).values()) if config.gradient_checkpointing else []

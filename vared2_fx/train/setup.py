@@ -1,9 +1,12 @@
 """What a fine-tuning run is set up with."""
 
+import os
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from vared2_fx.config import FinetuneConfig
 from vared2_fx.errors import DataError
@@ -27,6 +30,14 @@ def make_accelerator(config: FinetuneConfig, *, on_cpu: bool) -> "Accelerator":
     except ValueError:  # accelerate keeps precision and device per process; an earlier run had others
         AcceleratorState._reset_state()
         return Accelerator(mixed_precision=config.mixed_precision, cpu=on_cpu)
+
+
+def on_device_of(model: nn.Module) -> AbstractContextManager[object]:
+    """Let accelerate, which takes the current GPU, take the model's inside; of several processes each has its own."""
+    device = next(model.parameters()).device
+    if device.type != "cuda" or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: FinetuneConfig, num_steps: int) -> "CosineLRScheduler":
