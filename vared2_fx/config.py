@@ -180,10 +180,11 @@ class FinetuneConfig:
     """Any optimiser that timm knows by name."""
 
     lr: float = 1e-4
-    """Learning rate of the network's own weights; falls along a cosine to zero."""
+    """Learning rate of the network's own weights and of cheap operations; falls along a cosine to zero."""
 
     gate_lr: float = 2e-2
-    """Learning rate of gates and cheap operations, which start untrained; falls along the same cosine."""
+    """Learning rate of gates, which start untrained; falls along the same cosine. `variants_first` fits gates in a way
+    of its own, and does not use it."""
 
     weight_decay: float = 1e-4
     """For weight matrices and kernels of the network; norms, biases, gates and cheap operations have none."""

@@ -38,7 +38,6 @@ FINETUNE = FinetuneConfig(
     own_share=0.4,
     gate_loss_weight=16.0,
     lr=1e-3,
-    gate_lr=3e-4,
     distill_weight=1.0,
 )
 """A high rate, for the coarse choices; the original's answers hold the full one."""

@@ -76,9 +76,7 @@ def run_recipe(
     """
     original, full = TEACHERS[recipe.teacher]
     config = replace(config, distill_weight=original, self_distill_weight=full)
-    if recipe.schedule == "variants_first":
-        config = replace(config, gate_lr=config.lr)  # of cheap operations alone, which are calibrated
-    else:
+    if recipe.schedule == "joint":
         config = replace(config, schedule="joint", settle_gates=False, own_share=0.0, label_smoothing=SMOOTHING)
     start = converted(base, recipe, loaders["calibrate"], config.seed)
     result: dict[str, Any] = {"before": _rungs(start, loaders["test"]), "points": {}, "seconds": 0.0}

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import vared2_fx as vr
 from vared2_fx.errors import CheckpointError, ConvertError, DataError, TrainError
-from vared2_fx.train.optimizer import parameter_groups
+from vared2_fx.layers import DynamicRegion
+from vared2_fx.train.optimizer import make_optimizer, parameter_groups
 
 
 @pytest.mark.parametrize("gate", ["softmax", "gumbel", "soft_modulation"])
@@ -205,6 +206,30 @@ def test_every_parameter_is_in_one_group():
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in dynamic.parameters())
     assert {group["lr"] for group in groups} == {1e-4, 2e-2}
+    regions = [module for module in dynamic.modules() if isinstance(module, DynamicRegion)]
+    gates = {id(p) for region in regions for p in region.gate.parameters()}
+    rebuilds = {id(p) for region in regions for part in region.added()[1:] for p in part.parameters()}
+    assert rebuilds
+    for group in groups:
+        found = {id(p) for p in group["params"]}
+        assert found == gates if group["lr"] == 2e-2 else not found & gates
+        assert not (group["weight_decay"] and found & rebuilds)
+
+
+def test_what_calibration_found_is_not_thrown_off_by_a_step():
+    """Adam moves each value by about its rate in the first step, however small the gradient; gates are to move."""
+    dynamic = vr.convert(small_net())
+    region = next(module for module in dynamic.modules() if isinstance(module, DynamicRegion))
+    cheap = [*region.channel_rebuilds.parameters(), *region.frame_rebuilds.parameters()]
+    values = [*cheap, region.gate.out.bias]
+    before = [value.detach().clone() for value in values]
+    optimizer = make_optimizer(dynamic, config(lr=1e-4, gate_lr=1e-2))
+    output, _ = vr.with_decisions(dynamic).train()(bright_or_dark(16, 1).tensors[0])
+    output.square().sum().backward()
+    optimizer.step()
+    *moved, gate = [float((new.detach() - old).abs().max()) for new, old in zip(values, before, strict=True)]
+    assert 0 < max(moved) < 2e-4
+    assert gate > 5e-3
 
 
 def test_bf16_trains_after_fp32_in_one_process():

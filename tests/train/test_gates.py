@@ -205,7 +205,7 @@ def test_the_last_epochs_are_the_gates_own(monkeypatch):
 
 def test_the_schedule_ends_with_fitted_gates():
     dynamic = vr.convert(tiny_net())
-    config = vr.FinetuneConfig(schedule="variants_first", epochs=1, gate_lr=1e-4, progress=False)
+    config = vr.FinetuneConfig(schedule="variants_first", epochs=1, progress=False)
     before = {path: region.gate.out.weight.clone() for path, region in regions(dynamic).items()}
     result = vr.finetune(dynamic, tiny_loader(), tiny_loader(), config)
     assert [epoch.epoch for epoch in result.history] == [0, 1]

@@ -99,8 +99,8 @@ def finetune(
         ),
     ] = None,
     epochs: Annotated[int, _option("Passes over the training clips.")] = _DEFAULT.epochs,
-    lr: Annotated[float, _option("Learning rate of the network's own weights.")] = _DEFAULT.lr,
-    gate_lr: Annotated[float, _option("Learning rate of gates and cheap operations.")] = _DEFAULT.gate_lr,
+    lr: Annotated[float, _option("Learning rate of the network's own weights and of cheap operations.")] = _DEFAULT.lr,
+    gate_lr: Annotated[float, _option("Learning rate of gates, in the joint schedule.")] = _DEFAULT.gate_lr,
     weight_decay: Annotated[float, _option("For weight matrices and kernels.")] = _DEFAULT.weight_decay,
     schedule: Annotated[
         Schedule, _option("Weights and gates together, or first the weights and then, on --val, the gates.")

@@ -14,22 +14,22 @@ from vared2_fx.layers import DynamicRegion
 def parameter_groups(dynamic: nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:
     """Trainable parameters in groups for an optimiser.
 
-    Kernels with weight decay, norms and biases without, and what conversion added (gates, cheap operations)
-    with a learning rate of its own.
+    Kernels with weight decay; norms, biases and cheap operations without; gates with a learning rate of their own.
+    Cheap operations begin near to what they are to be, by calibration or as copies: the rate of gates, which begin at
+    random, would throw them off in a step.
     """
-    added = {
-        id(parameter)
-        for region in dynamic.modules()
-        if isinstance(region, DynamicRegion)
-        for part in region.added()
-        for parameter in part.parameters()
-    }
+    gates, cheap = set(), set()
+    for region in dynamic.modules():
+        if isinstance(region, DynamicRegion):
+            gates |= {id(parameter) for parameter in region.gate.parameters()}
+            cheap |= {id(parameter) for part in region.added() for parameter in part.parameters()}
     trainable = [parameter for parameter in dynamic.parameters() if parameter.requires_grad]
-    own = [parameter for parameter in trainable if id(parameter) not in added]
+    weights = [parameter for parameter in trainable if id(parameter) not in gates]
+    decaying = {id(parameter) for parameter in weights if parameter.dim() > 1 and id(parameter) not in cheap}
     groups = (
-        ([p for p in own if p.dim() > 1], config.lr, config.weight_decay),
-        ([p for p in own if p.dim() <= 1], config.lr, 0.0),
-        ([p for p in trainable if id(p) in added], config.gate_lr, 0.0),
+        ([p for p in weights if id(p) in decaying], config.lr, config.weight_decay),
+        ([p for p in weights if id(p) not in decaying], config.lr, 0.0),
+        ([p for p in trainable if id(p) in gates], config.gate_lr, 0.0),
     )
     return [{"params": params, "lr": lr, "weight_decay": decay} for params, lr, decay in groups if params]
 
