@@ -74,6 +74,18 @@ def test_interrupting(run, data, folder):
     assert [epoch["epoch"] for epoch in json.loads(again.stdout)["history"]] == [0, 1, 2]
 
 
+def test_calibrating_first_and_going_on(run, data, folder):
+    """Calibrated once; the original teaches as it was, so that the run that goes on has the same teacher."""
+    words = (*data, *CLIP, *QUICK, "--epochs", "2", "--distill-weight", "1", "--calibrate", "--resume")
+    whole = run("finetune", "mynets:build", *words, "--out", "whole")
+    assert "calibrated on 18 clips: R² of each layer's output" in whole.stderr
+    run("finetune", "mynets:interrupting", *words, "--out", "cut", code=130)
+    again = run("finetune", "mynets:build", *words, "--out", "cut")
+    assert "calibrated" not in again.stderr
+    expected, found = (load_file(folder / out / "best/model.safetensors") for out in ("whole", "cut"))
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
 def test_without_labels(run, folder, scenes):
     """Folders are no classes then: nine of them, and any number of answers would do."""
     words = ("--train", scenes / "train", "--val", scenes, *CLIP, *QUICK, "--epochs", "1", "--out", "run")

@@ -1,7 +1,7 @@
 """A fine-tuning run in a process of its own: `ddp_run.py FOLDER BATCH [KILL_AT [SCHEDULE GRANULARITY]]`.
 
 It dies at the batch KILL_AT; at -1 it does not, but shuffles as those that do. With `lost` in its place some clips
-cannot be read.
+cannot be read; with `still` no weight moves.
 """
 
 import json
@@ -47,19 +47,25 @@ class Killed:
             yield batch
 
 
-def main(folder: str, batch: int, mode: str = "", schedule: str = "joint", granularity: str = "conv") -> None:
-    torch.set_num_threads(1)
+def start(granularity: str) -> torch.fx.GraphModule:
+    """The network before it is trained."""
     torch.manual_seed(7)
     options = vr.ConvertConfig(min_macs_share=0.0, granularity=granularity)
-    dynamic = vr.convert(small_net(), torch.randn(2, 1, 8, 8, 8), options)
+    return vr.convert(small_net(), torch.randn(2, 1, 8, 8, 8), options)
+
+
+def main(folder: str, batch: int, mode: str = "", schedule: str = "joint", granularity: str = "conv") -> None:
+    torch.set_num_threads(1)
+    dynamic = start(granularity)
     clips = bright_or_dark(64, 1)
     if mode == "lost":
         train = DataLoader(range(64), batch_size=batch, collate_fn=partial(without_lost, clips=clips))
     else:
-        train = DataLoader(clips, batch_size=batch, shuffle=bool(mode))
+        train = DataLoader(clips, batch_size=batch, shuffle=mode not in ("", "still"))
     train = Killed(train, int(mode)) if mode.isdecimal() else train
     val = DataLoader(bright_or_dark(32, 2), batch_size=16)
     changes = {"epochs": 3, "target_macs": 0.6, "distill_weight": 0.5, "out": folder, "resume": True}
+    changes |= {"epochs": 1, "lr": 0.0, "gate_lr": 0.0} if mode == "still" else {}
     result = vr.finetune(dynamic, train, val, config(schedule=schedule, **changes))
     if int(os.environ.get("RANK", "0")) == 0:
         torch.save(dynamic.state_dict(), Path(folder, "final.pt"))

@@ -237,8 +237,9 @@ def test_clear_errors():
         vr.FinetuneConfig(schedule="variants_first", label_smoothing=0.1)
 
 
-def test_blocks_are_trained_with_statistics_of_their_own(monkeypatch):
-    """Measured before the weights are trained, and again before gates look."""
+@pytest.mark.parametrize(("schedule", "times"), [("joint", 1), ("variants_first", 2)])
+def test_blocks_are_trained_with_statistics_of_their_own(monkeypatch, schedule, times):
+    """Measured before the weights are trained, and again before gates are fitted."""
     config = ConvertConfig(granularity="block", frame_strides=(1, 2), min_macs_share=0.0)
     dynamic = vr.convert(block_net("Residual"), make_clip(2, 3, 8, 16, 16), config)
     loader = [(make_clip(4, 3, 8, 16, 16, seed=seed), torch.arange(4)) for seed in range(2)]
@@ -251,5 +252,5 @@ def test_blocks_are_trained_with_statistics_of_their_own(monkeypatch):
         return num_clips
 
     monkeypatch.setattr(module, "recalibrate_norms", watched)
-    vr.finetune(dynamic, loader, loader, vr.FinetuneConfig(schedule="variants_first", epochs=1, progress=False))
-    assert seen == [True, True]
+    vr.finetune(dynamic, loader, loader, vr.FinetuneConfig(schedule=schedule, epochs=1, progress=False))
+    assert seen == [True] * times

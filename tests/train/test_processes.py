@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from ddp_run import start
+from small import bright_or_dark
+
+import vared2_fx as vr
 
 HERE = Path(__file__).parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join((str(HERE.parents[1]), str(HERE))), "OMP_NUM_THREADS": "1"}
@@ -17,6 +21,9 @@ RUN = str(HERE / "ddp_run.py")
 
 def run(*command: str) -> int:
     return subprocess.run([sys.executable, *command], env=ENVIRONMENT, timeout=250).returncode
+
+
+LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -41,8 +48,7 @@ def test_killed_and_resumed_ends_as_if_it_had_not_been(tmp_path, batches, kind):
 
 @pytest.mark.parametrize("mode", [(), ("lost",)], ids=["all clips", "some lost"])
 def test_two_processes_are_one_with_twice_the_batch(tmp_path, mode):
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    assert run(*launch, RUN, str(tmp_path / "two"), "8", *mode) == 0
+    assert run(*LAUNCH, RUN, str(tmp_path / "two"), "8", *mode) == 0
     assert run(RUN, str(tmp_path / "one"), "16", *mode) == 0
     one, two = (json.loads((tmp_path / name / "losses.json").read_text()) for name in ("one", "two"))
     torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=1e-4, atol=1e-5)
@@ -51,3 +57,18 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path, mode):
         # A bias in front of a norm has no gradient but rounding, which Adam makes as large as any other.
         if not name.endswith(("gate.hidden.bias", "gate.norm.running_mean")):
             torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-3, msg=lambda text, at=name: at + text)
+
+
+def test_two_processes_measure_blocks_on_the_clips_of_both(tmp_path):
+    assert run(*LAUNCH, RUN, str(tmp_path), "8", "still", "joint", "block") == 0
+    batches = bright_or_dark(64, 1).tensors[0].split(8)
+    halves = []
+    for part in (batches[::2], batches[1::2]):
+        dynamic = start("block")
+        vr.recalibrate_norms(dynamic, part)
+        halves.append(dynamic.state_dict())
+    found = {name: value for name, value in weights(tmp_path).items() if ".statistics." in name and "running" in name}
+    assert found
+    for name, value in found.items():
+        torch.testing.assert_close(value, (halves[0][name] + halves[1][name]) / 2)
+    assert any(not torch.allclose(value, halves[0][name]) for name, value in found.items())

@@ -44,6 +44,7 @@ from vared2_fx.cli.output import say, show, show_json, write_text
 from vared2_fx.config import FinetuneConfig
 from vared2_fx.convert import convert
 from vared2_fx.errors import Vared2Error
+from vared2_fx.policy.fix import unload
 
 if TYPE_CHECKING:
     from vared2_fx.data import VideoListing
@@ -145,6 +146,13 @@ def finetune(
     settle_gates: Annotated[
         bool, _option("With variants_first: believe gates only if they pay on videos that they did not learn from.")
     ] = _DEFAULT.settle_gates,
+    calibrate: Annotated[
+        bool,
+        _option(
+            "Before training, choose kept channels and set cheap operations by the first training clips. For a network "
+            "whose gates are untrained."
+        ),
+    ] = False,
     freeze_norms: Annotated[
         bool, _option("Let batch norms keep the statistics that they came with.")
     ] = _DEFAULT.freeze_norms,
@@ -243,6 +251,7 @@ def finetune(
     )
     _check_out(out, resume)
     _check_device(device)
+    from vared2_fx.calibration import calibrate as calibrate_network
     from vared2_fx.data import make_loader
     from vared2_fx.train import finetune as train_network
 
@@ -259,10 +268,16 @@ def finetune(
     load = partial(make_loader, config=clips, batch_size=batch_size, num_workers=workers, seed=seed)
     train_loader, val_loader = load(listing, training=True, flip=flip), load(val_listing)
     place(dynamic, device)
+    original = None
+    if calibrate and not _has_run(out):  # a run that goes on has it behind it
+        original = unload(dynamic) if config.distill_weight else None
+        found = calibrate_network(dynamic, train_loader)
+        if _process_number() == 0:
+            say(str(found))
     if labels:
         _write_classes(out / "best", listing.classes)
     try:
-        result = train_network(dynamic, train_loader, val_loader, config)
+        result = train_network(dynamic, train_loader, val_loader, config, original=original)
     except KeyboardInterrupt:
         say(f"What was finished is in {out}; the same line with --resume goes on from there.")
         raise
@@ -327,8 +342,12 @@ def _check_out(out: Path, resume: bool) -> None:
         raise Vared2Error(f"--out {out}: that is a file; give a folder.")
     if (out / "last").exists() and not resume:
         raise Vared2Error(f"--out {out}: a run is there; go on with it by --resume, or take another folder.")
-    if resume and not (out / "last").exists() and not (out / "last.old").exists():
+    if resume and not _has_run(out):
         say(f"--resume: no run in {out} yet; starting one.")
+
+
+def _has_run(out: Path) -> bool:
+    return (out / "last").exists() or (out / "last.old").exists()
 
 
 def _check_device(device: str) -> None:

@@ -25,11 +25,11 @@ from vared2_fx.train.distill import Answered, Teacher, classifier_of, make_teach
 from vared2_fx.train.evaluate import Evaluation, evaluate
 from vared2_fx.train.gates import fit_gates
 from vared2_fx.train.history import EpochLog, EpochMeter, log_of, rank
-from vared2_fx.train.norms import has_own_norms, recalibrate_norms
+from vared2_fx.train.norms import has_own_norms, own_statistics, recalibrate_norms
 from vared2_fx.train.objective import Objective, check_finite
 from vared2_fx.train.optimizer import make_optimizer
 from vared2_fx.train.precision import CheckedConvs
-from vared2_fx.train.processes import shared_norms, weight_of_clips
+from vared2_fx.train.processes import average_over_processes, shared_norms, weight_of_clips
 from vared2_fx.train.progress import TrainingBar
 from vared2_fx.train.setup import make_accelerator, make_scheduler, num_batches, on_device_of
 from vared2_fx.train.state import RunFolder
@@ -183,9 +183,10 @@ class _Run:
         }
 
     def _recalibrate(self) -> None:
-        """With variants first each choice is trained with statistics of its own, where it has some."""
-        if self.config.schedule == "variants_first" and has_own_norms(self.dynamic):
+        """Each choice is trained with statistics of its own, where it has some; processes, which see parts, share."""
+        if has_own_norms(self.dynamic):
             recalibrate_norms(self.dynamic, self.train_loader)
+            average_over_processes(own_statistics(self.dynamic))
 
     def _fit_gates(self) -> None:
         self._recalibrate()

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from vared2_fx.batches import read_batch
 from vared2_fx.errors import DataError, TrainError
@@ -66,6 +66,12 @@ def recalibrate_norms(dynamic: fx.GraphModule, clips: Iterable[Any]) -> int:
 def has_own_norms(dynamic: fx.GraphModule) -> bool:
     """Whether choices have batch norms that `recalibrate_norms` measures."""
     return bool(_own_norms(_blocks(dynamic)))
+
+
+def own_statistics(dynamic: fx.GraphModule) -> list[Tensor]:
+    """Means and variances that `recalibrate_norms` measures."""
+    values = [value for norm in _own_norms(_blocks(dynamic)) for value in (norm.running_mean, norm.running_var)]
+    return [value for value in values if value is not None]
 
 
 def _blocks(dynamic: fx.GraphModule) -> list[DynamicBlock]:

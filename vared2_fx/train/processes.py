@@ -28,6 +28,15 @@ def weight_of_clips(num_clips: int, device: torch.device) -> float:
     return num_clips / float(sizes.mean()) if sizes.min() > 0 else 0.0
 
 
+@torch.no_grad()
+def average_over_processes(values: Iterable[Tensor]) -> None:
+    """Let every process have the mean of all processes' values, in place."""
+    if dist.is_initialized():
+        for value in values:
+            dist.all_reduce(value)
+            value /= dist.get_world_size()
+
+
 @contextmanager
 def shared_norms(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Let every `BatchNorm1d` in `modules` take its statistics over the clips of all processes inside the block.
