@@ -33,5 +33,6 @@ def test_two_processes_train_one_network(launcher, folder, scenes):
     document = json.loads(done.stdout)  # one answer, not one of each process
     assert [epoch["epoch"] for epoch in document["history"]] == [0, 1]
     assert document["num_clips"] == 18
+    assert "training clips: 0 failed in 1 epochs" in done.stderr  # counted over processes, not by one's loader
     assert len((folder / "run/log.jsonl").read_text().splitlines()) == 2
     assert (folder / "run/best/model.safetensors").exists()

@@ -23,11 +23,12 @@ LOST_ALONE = LOST | set(range(32, 40))
 """The same for one process with batches of 16: where one of two has no clips, no step is taken."""
 
 
-def without_lost(numbers: list[int], clips: TensorDataset) -> tuple[torch.Tensor, torch.Tensor]:
+def without_lost(numbers: list[int], clips: TensorDataset) -> dict[str, object]:
     """A batch of the clips with these numbers, those that cannot be read left out."""
     lost = LOST if "RANK" in os.environ else LOST_ALONE
     kept = [number for number in numbers if number not in lost]
-    return clips.tensors[0][kept], clips.tensors[1][kept]
+    video, labels = (values[kept] for values in clips.tensors)
+    return {"video": video, "label": labels, "num_failed": len(numbers) - len(kept)}
 
 
 class Killed:
@@ -70,6 +71,7 @@ def main(folder: str, batch: int, mode: str = "", schedule: str = "joint", granu
     if int(os.environ.get("RANK", "0")) == 0:
         torch.save(dynamic.state_dict(), Path(folder, "final.pt"))
         Path(folder, "losses.json").write_text(json.dumps([epoch.train_loss for epoch in result.history]))
+        Path(folder, "failed.json").write_text(json.dumps([epoch.num_failed for epoch in result.history]))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from ddp_run import start
+from accelerate import DistributedType
+from ddp_run import LOST, start
 from small import bright_or_dark
 
 import vared2_fx as vr
+from vared2_fx.errors import TrainError
+from vared2_fx.train.setup import check_whole_weights
 
 HERE = Path(__file__).parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join((str(HERE.parents[1]), str(HERE))), "OMP_NUM_THREADS": "1"}
@@ -46,10 +49,11 @@ def test_killed_and_resumed_ends_as_if_it_had_not_been(tmp_path, batches, kind):
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
-@pytest.mark.parametrize("mode", [(), ("lost",)], ids=["all clips", "some lost"])
-def test_two_processes_are_one_with_twice_the_batch(tmp_path, mode):
+@pytest.mark.parametrize(("mode", "failed"), [((), 0), (("lost",), len(LOST))], ids=["all clips", "some lost"])
+def test_two_processes_are_one_with_twice_the_batch(tmp_path, mode, failed):
     assert run(*LAUNCH, RUN, str(tmp_path / "two"), "8", *mode) == 0
     assert run(RUN, str(tmp_path / "one"), "16", *mode) == 0
+    assert json.loads((tmp_path / "two/failed.json").read_text()) == [0, failed, failed, failed]
     one, two = (json.loads((tmp_path / name / "losses.json").read_text()) for name in ("one", "two"))
     torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=1e-4, atol=1e-5)
     expected, found = weights(tmp_path / "one"), weights(tmp_path / "two")
@@ -72,3 +76,22 @@ def test_two_processes_measure_blocks_on_the_clips_of_both(tmp_path):
     for name, value in found.items():
         torch.testing.assert_close(value, (halves[0][name] + halves[1][name]) / 2)
     assert any(not torch.allclose(value, halves[0][name]) for name, value in found.items())
+
+
+def test_processes_share_clips_but_not_draws(tmp_path):
+    assert run(*LAUNCH, str(HERE / "ddp_draws.py"), str(tmp_path)) == 0
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    for a, b in zip(first["epochs"], second["epochs"], strict=True):
+        assert sorted(a + b) == list(range(32))
+    assert first["epochs"][0] != first["epochs"][1]
+    assert first["draw"] != second["draw"]
+    assert "of a list each would get all" in first["refused"]
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_weights_in_parts_are_refused(kind):
+    assert DistributedType[kind].value == kind
+    with pytest.raises(TrainError, match=f"launched with {kind}, which splits the weights.*Launch with torchrun"):
+        check_whole_weights(kind)
+    for plain in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        check_whole_weights(DistributedType[plain].value)

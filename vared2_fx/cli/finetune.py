@@ -285,7 +285,10 @@ def finetune(
         return  # the first one speaks for all
     for alarm in result.alarms:
         say(f"alarm: {alarm}")
-    say(f"training clips: {train_loader.log}\nvalidation clips: {val_loader.log}")
+    read = str(train_loader.log)
+    if train_loader.log.num_read == 0:  # of several processes, each went through a part of it in a way of its own
+        read = f"{sum(epoch.num_failed for epoch in result.history)} failed in {len(result.history) - 1} epochs"
+    say(f"training clips: {read}\nvalidation clips: {val_loader.log}")
     if json:
         show_json({"folder": str(out / "best"), "best_epoch": result.best_epoch, **_document(result)})
         return

@@ -31,7 +31,7 @@ from vared2_fx.train.optimizer import make_optimizer
 from vared2_fx.train.precision import CheckedConvs
 from vared2_fx.train.processes import average_over_processes, shared_norms, weight_of_clips
 from vared2_fx.train.progress import TrainingBar
-from vared2_fx.train.setup import make_accelerator, make_scheduler, num_batches, on_device_of
+from vared2_fx.train.setup import check_shared_out, make_accelerator, make_scheduler, num_batches, on_device_of
 from vared2_fx.train.state import RunFolder
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,8 @@ def finetune(
         ConvertError: `dynamic` is not a converted network, or cannot come down to the target.
         DataError: a loader is empty, its labels are missing or do not fit the network's outputs, or the network takes
             boxes.
-        TrainError: the loss is not finite, `original` shares weights with `dynamic`, or an optimiser is unknown.
+        TrainError: the loss is not finite, `original` shares weights with `dynamic`, an optimiser is unknown, or
+            several processes were asked for what takes one.
         CheckpointError: the run to resume is damaged, or had another config, other batches, processes or teacher.
     """
     conversion(dynamic)
@@ -120,6 +121,8 @@ class _Run:
                 "finetune: schedule='variants_first' runs in one process so far, as gates get no gradient in it; "
                 "take schedule='joint', or a single process."
             )
+        if several:
+            check_shared_out(train_loader)
         self.train_loader = self.accelerator.prepare(train_loader) if several else train_loader
         self.num_steps = config.epochs * num_batches(self.train_loader)
         optimizer = make_optimizer(dynamic, config)
@@ -213,6 +216,7 @@ class _Run:
         for step, raw in enumerate(self.train_loader, start=(epoch - 1) * per_epoch):
             self._set_schedules(min(step, self.num_steps - 1))
             batch = read_batch(raw).to(self.like)
+            meter.add_failed(batch.num_failed)
             weight = weight_of_clips(len(batch.video), self.accelerator.device)
             if weight:
                 fitted = epoch > self.first_fit

@@ -33,6 +33,8 @@ class EpochLog:
     """What the best epoch has least of, in the evaluation: errors plus λ times the efficiency loss; with variants first
     the share of the multiply-adds plus `gate_loss_weight` times the cross-entropy, or that alone within a target."""
     seconds: float
+    num_failed: int = 0
+    """Training clips that were missing in their batches, as they could not be read; of all processes."""
     alarms: int = 0
     """How many `collapse_alarms` the evaluation raised."""
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -56,6 +58,7 @@ def log_of(
         max_share=evaluation.max_macs / evaluation.dense_macs,
         objective=_objective(evaluation, config),
         seconds=seconds,
+        num_failed=int(meter.num_failed),
         alarms=alarms,
         layers={path: {"share": layer.share, "entropy": layer.entropy} for path, layer in layers},
     )
@@ -87,7 +90,7 @@ class EpochMeter:
 
     def __init__(self) -> None:
         """Begin with no clip."""
-        self.clips = 0.0
+        self.clips = self.num_failed = 0.0
         self._sums = [0.0, 0.0, 0.0]
 
     def add(self, loss: Tensor, correct: Tensor, share: Tensor) -> None:
@@ -96,9 +99,14 @@ class EpochMeter:
         for i, value in enumerate((loss * len(correct), correct.sum(), share.sum())):
             self._sums[i] += float(value)
 
+    def add_failed(self, num_clips: int) -> None:
+        """Count clips that could not be read."""
+        self.num_failed += num_clips
+
     def over_processes(self, reduce: Callable[[Tensor], Tensor]) -> None:
         """Count the clips of all processes; `reduce` sums a tensor over them."""
-        self.clips, *self._sums = reduce(torch.tensor([self.clips, *self._sums], dtype=torch.float64)).tolist()
+        own = torch.tensor([self.clips, self.num_failed, *self._sums], dtype=torch.float64)
+        self.clips, self.num_failed, *self._sums = reduce(own).tolist()
 
     @property
     def loss(self) -> float:

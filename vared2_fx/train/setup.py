@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from vared2_fx.config import FinetuneConfig
-from vared2_fx.errors import DataError
+from vared2_fx.errors import DataError, TrainError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -19,17 +20,51 @@ if TYPE_CHECKING:
 
 
 def make_accelerator(config: FinetuneConfig, *, on_cpu: bool) -> "Accelerator":
-    """Accelerate's handle on devices, processes and precision, everything random seeded."""
+    """Accelerate's handle on devices, processes and precision, everything random seeded, in each process otherwise.
+
+    Raises:
+        TrainError: it was launched with weights in parts.
+    """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import set_seed
 
     set_seed(config.seed)
     try:
-        return Accelerator(mixed_precision=config.mixed_precision, cpu=on_cpu)
+        accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=on_cpu)
     except ValueError:  # accelerate keeps precision and device per process; an earlier run had others
         AcceleratorState._reset_state()
-        return Accelerator(mixed_precision=config.mixed_precision, cpu=on_cpu)
+        accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=on_cpu)
+    check_whole_weights(accelerator.distributed_type.value)
+    if accelerator.num_processes > 1:  # or gates and dropout would draw alike in all
+        set_seed(config.seed, device_specific=True)
+    return accelerator
+
+
+def check_whole_weights(distributed_type: str) -> None:
+    """Refuse ways of accelerate in which a process holds a part of the weights.
+
+    Raises:
+        TrainError: saying what to launch with.
+    """
+    if distributed_type in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP"):
+        raise TrainError(
+            f"finetune: launched with {distributed_type}, which splits the weights; gates and evaluation need them "
+            "whole. Launch with torchrun, or accelerate launch --multi_gpu: every process then has all of them."
+        )
+
+
+def check_shared_out(train_loader: Iterable[Any]) -> None:
+    """Refuse a loader that accelerate cannot share out among processes, but would let each go through as a whole.
+
+    Raises:
+        TrainError: naming its type.
+    """
+    if not isinstance(train_loader, DataLoader):
+        raise TrainError(
+            f"finetune: in several processes the training loader has to be a torch DataLoader, of which each gets its "
+            f"share; of a {type(train_loader).__name__} each would get all. Make it one, or train in a single process."
+        )
 
 
 def on_device_of(model: nn.Module) -> AbstractContextManager[object]:
