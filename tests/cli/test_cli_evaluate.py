@@ -13,6 +13,7 @@ def test_views_of_every_video(run, scenes):
     videos = document["videos"]
     assert (videos["num_videos"], videos["views"]) == (18, 6)
     assert videos["mean_macs"] == 6 * document["mean_macs"]
+    assert set(videos["percentiles"].values()) == {videos["mean_macs"]}  # static: all cost alike
     result = run(*words)
     assert "18 videos, 6 views each: top-1" in result.stdout
     assert "108 clips read" in result.stderr
@@ -24,6 +25,7 @@ def test_converted_networks_and_their_class_names(run, scenes):
     document = json.loads(run(*words, "--json").stdout)
     assert document["num_clips"] == document["videos"]["num_videos"] == 18
     assert document["mean_macs"] > document["dense_macs"]  # gates are counted
+    assert document["videos"]["percentiles"] == document["percentiles"]  # of one clip each
 
 
 def test_mistakes(run, scenes, folder):

@@ -73,6 +73,40 @@ def test_csv_mixes_names_and_indices_when_classes_are_given(tmp_path):
     assert labels(listing) == {"a.mp4": "jump", "b.mp4": "run"}
 
 
+@pytest.mark.parametrize("header", ["", "path label\n"])
+def test_a_space_between_path_and_label(tmp_path, header):
+    path = csv_file(tmp_path, header + "a.mp4 2\nsub/b c.mp4 0\n")
+    assert labels(list_videos(path)) == {"a.mp4": "2", "b c.mp4": "0"}
+    assert [Path(file).name for file, _ in list_unlabelled(path).videos] == ["a.mp4", "b c.mp4"]
+
+
+def test_unlabelled_names_may_have_spaces(tmp_path):
+    listing = list_unlabelled(csv_file(tmp_path, "my a.mp4\nb 2\n"))
+    assert [Path(file).name for file, _ in listing.videos] == ["my a.mp4", "b 2"]
+
+
+KINETICS = "label,youtube_id,time_start,time_end,split\n"
+
+
+def test_the_csv_of_kinetics(tmp_path):
+    touch(tmp_path, "-3B32lodo2M_000059_000069.mp4", "0wR5jVB-WPk.mp4")
+    rows = "abseiling,-3B32lodo2M,59,69,train\nzumba,0wR5jVB-WPk,417,427,train\nzumba,gone,1,11,train\n"
+    path = csv_file(tmp_path, KINETICS + rows)
+    listing = list_videos(path)
+    assert listing.classes == ("abseiling", "zumba")
+    names = ["-3B32lodo2M_000059_000069.mp4", "0wR5jVB-WPk.mp4", "gone_000001_000011.mp4"]
+    assert [Path(file).name for file, _ in listing.videos] == names
+    assert [label for _, label in listing.videos] == [0, 1, 1]
+    assert [Path(file).name for file, _ in list_unlabelled(path).videos] == names
+
+
+def test_the_test_split_of_kinetics_has_no_labels(tmp_path):
+    path = csv_file(tmp_path, "youtube_id,time_start,time_end,split\nab,1,11,test\n")
+    assert [Path(file).name for file, _ in list_unlabelled(path).videos] == ["ab_000001_000011.mp4"]
+    with pytest.raises(DataError, match=r"no column `label`.*Take another split"):
+        list_videos(path)
+
+
 def test_a_csv_with_byte_order_mark(tmp_path):
     path = tmp_path / "excel.csv"
     path.write_text("path,label\na.mp4,run\n", encoding="utf-8-sig")
@@ -120,6 +154,10 @@ def test_what_is_wrong_with_a_folder(tmp_path, files, classes, message):
         ("a.mp4,run\nb.mp4,hop\n", ["run"], "line 2: unknown label `hop`.*indices 0 to 0"),
         ("a.mp4,1\n", ["run"], "line 1: unknown label `1`"),
         ("a.mp4,-1\n", ["run"], "line 1: unknown label `-1`"),
+        ("a.mp4 run\nb.mp4\n", None, "line 2: expected `path,label`, found 1 columns"),
+        ("label,youtube_id,time_start,time_end,split\n", None, "lists no videos"),
+        ("label,youtube_id,time_start,time_end\nrun,ab,soon,2\n", None, "line 2: .* times in whole seconds"),
+        ("label,youtube_id,time_start,time_end\nrun,ab,1\n", None, "line 2: .* times in whole seconds"),
     ],
 )
 def test_what_is_wrong_with_a_csv(tmp_path, text, classes, message):

@@ -66,6 +66,7 @@ def test_without_names_there_are_no_videos():
     found = vr.evaluate(Scores(), [(torch.tensor([HIGH])[:, None, None, None], torch.tensor([1]))])
     assert found.videos == ()
     assert math.isnan(found.video_accuracy)
+    assert math.isnan(found.video_percentile(50))
 
 
 @pytest.mark.parametrize("label", [0, 2])

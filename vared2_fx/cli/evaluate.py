@@ -37,7 +37,11 @@ def evaluate(
     network: NetworkOrFolder,
     data: Annotated[
         Path,
-        typer.Option(metavar="PATH", help="Videos: a folder per class, or a CSV of `path,label`.", show_default=False),
+        typer.Option(
+            metavar="PATH",
+            help="Videos: a folder per class, or a list of `path,label`, `path label` or Kinetics' own.",
+            show_default=False,
+        ),
     ],
     clips_per_video: Annotated[
         int, typer.Option(min=1, metavar="K", help="Clips of each video, spread evenly.", rich_help_panel=_CLIPS)
@@ -109,6 +113,7 @@ def document(evaluation: "Evaluation") -> dict[str, Any]:
         "mean_macs": evaluation.macs_per_video,
         "min_macs": min((video.macs for video in videos), default=0),
         "max_macs": max((video.macs for video in videos), default=0),
+        "percentiles": {str(p): evaluation.video_percentile(p) for p in PERCENTILES},
     }
     return {
         "accuracy": evaluation.accuracy,

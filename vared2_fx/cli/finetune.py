@@ -76,7 +76,11 @@ def finetune(
     network: NetworkOrFolder,
     train: Annotated[
         Path,
-        typer.Option(metavar="PATH", help="Videos: a folder per class, or a CSV of `path,label`.", show_default=False),
+        typer.Option(
+            metavar="PATH",
+            help="Videos: a folder per class, or a list of `path,label`, `path label` or Kinetics' own.",
+            show_default=False,
+        ),
     ],
     val: Annotated[
         Path,
@@ -135,7 +139,7 @@ def finetune(
         float, _option("Share of all epochs over which λ rises from zero.")
     ] = _DEFAULT.efficiency_warmup,
     temperature: Annotated[
-        tuple[float, float], _option("Of Gumbel gates, at the first and at the last step.")
+        tuple[float, float], _option("Of softmax and Gumbel gates, at the first and at the last step.")
     ] = _DEFAULT.temperature,
     own_share: Annotated[
         float, _option("With variants_first: share of the epochs, the last, under the fitted gates' own decisions.")

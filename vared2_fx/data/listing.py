@@ -1,16 +1,14 @@
-"""Which videos there are, and what each one shows: a folder per class, or a CSV of `path,label`."""
+"""Which videos there are, and what each one shows: a folder per class, or a list of paths and labels."""
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vared2_fx.data.rows import labelled_rows, listed_files, read_text
 from vared2_fx.errors import DataError
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".gif", ".webm", ".mov")
-_HEADER_PATH = ("path", "video", "file", "filename")
-_HEADER_LABEL = ("label", "class")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +36,7 @@ def read_classes(path: str | Path) -> tuple[str, ...]:
     """
     if Path(path).suffix.lower() == ".json":
         return _class_map(Path(path))
-    lines = _read_text(Path(path), what="class names").splitlines()
+    lines = read_text(Path(path), what="class names").splitlines()
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise DataError(f"class names: `{path}` is empty. Write one class name per line.")
@@ -47,7 +45,7 @@ def read_classes(path: str | Path) -> tuple[str, ...]:
 
 def _class_map(path: Path) -> tuple[str, ...]:
     try:
-        found = json.loads(_read_text(path, what="class map"))
+        found = json.loads(read_text(path, what="class map"))
     except ValueError as error:
         raise DataError(f"class map: `{path}` is not JSON ({error}).") from error
     if not isinstance(found, dict) or not found:
@@ -70,8 +68,10 @@ def list_videos(
     Args:
         source: a folder that holds one folder per class (`root/class_name/*.mp4`; also avi, mkv, gif, webm,
             mov), or a CSV file with rows `path,label`. In a CSV a header is optional, relative paths are
-            taken from the folder of the CSV, and a label is a class name or its index. A ready listing is
-            returned as it is, after a check against `classes`.
+            taken from the folder of the CSV, and a label is a class name or its index. In a list without any
+            comma a space stands between the two. Kinetics' own CSV (`label,youtube_id,time_start,time_end,split`)
+            means `<youtube_id>_<start>_<end>.mp4`, times in six digits, or `<youtube_id>.mp4`, in its folder. A
+            ready listing is returned as it is, after a check against `classes`.
         classes: names in label order, or a file for `read_classes`. Give the training set's here when
             listing another split, so that equal labels mean equal classes. By default: the sorted folder
             names, or the sorted labels of the CSV (for integer labels: "0" to the largest).
@@ -123,11 +123,7 @@ def list_unlabelled(source: str | Path) -> VideoListing:
         return VideoListing(videos=tuple((file, 0) for file in sorted(files)), classes=())
     if not path.is_file():
         raise DataError(f"`{path}` does not exist. Give a folder with videos, or a CSV whose first column names them.")
-    rows = [row[0].strip() for row in csv.reader(_read_text(path, what="the list of videos").splitlines()) if row]
-    named = [name for name in rows if name and name.lower() not in _HEADER_PATH]
-    if not named:
-        raise DataError(f"`{path}` lists no videos. Write one path per line.")
-    return VideoListing(videos=tuple((str(path.parent / name), 0) for name in named), classes=())
+    return VideoListing(videos=tuple((str(path.parent / name), 0) for name in listed_files(path)), classes=())
 
 
 def _list_folder(root: Path, classes: tuple[str, ...] | None) -> VideoListing:
@@ -165,7 +161,7 @@ def _videos_in(folder: Path) -> list[Path]:
 
 
 def _list_csv(path: Path, classes: tuple[str, ...] | None) -> VideoListing:
-    rows = _csv_rows(path)
+    rows = labelled_rows(path)
     labels = [label for _, _, label in rows]
     if classes is None:
         if all(label.isdecimal() for label in labels):
@@ -183,38 +179,6 @@ def _list_csv(path: Path, classes: tuple[str, ...] | None) -> VideoListing:
             )
         videos.append((str(path.parent / file), index))  # an absolute `file` stays what it is
     return VideoListing(videos=tuple(videos), classes=classes)
-
-
-def _csv_rows(path: Path) -> list[tuple[int, str, str]]:
-    """Give (line number, path, label) of each row."""
-    reader = csv.reader(_read_text(path, what="the list of videos").splitlines())
-    rows: list[tuple[int, str, str]] = []
-    try:
-        for cells in ([cell.strip() for cell in row] for row in reader):
-            if not any(cells):
-                continue
-            if len(cells) != 2 or not all(cells):
-                raise DataError(
-                    f"`{path}`, line {reader.line_num}: expected `path,label`, found {len(cells)} columns "
-                    f"({', '.join(cells)[:80]!r}). Put a path that has a comma in it in double quotes."
-                )
-            if not rows and cells[0].lower() in _HEADER_PATH and cells[1].lower() in _HEADER_LABEL:
-                continue
-            rows.append((reader.line_num, cells[0], cells[1]))
-    except csv.Error as error:
-        raise DataError(f"`{path}`, line {reader.line_num}: not CSV ({error}). Expected `path,label`.") from error
-    if not rows:
-        raise DataError(f"`{path}` lists no videos. Write one row `path,label` per video.")
-    return rows
-
-
-def _read_text(path: Path, *, what: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{what}: `{path}` is not UTF-8 text. Is it the right file?") from error
-    except OSError as error:
-        raise DataError(f"{what}: `{path}` cannot be read ({error.strerror}). Check the path.") from error
 
 
 def _checked_classes(names: tuple[str, ...], *, where: str) -> tuple[str, ...]:

@@ -91,6 +91,10 @@ class Evaluation:
         """Multiply-adds that this share of the clips, in percent, stays below or at; between two clips linear."""
         return float(np.percentile([clip.macs for clip in self.clips], percent))
 
+    def video_percentile(self, percent: float) -> float:
+        """The same of the videos, all of their clips and crops together; nan where batches have no names."""
+        return float(np.percentile([video.macs for video in self.videos] or [np.nan], percent))
+
     @property
     def spread(self) -> float:
         """Standard deviation of the multiply-adds per clip, as a share of the original's."""
