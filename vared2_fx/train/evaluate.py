@@ -93,7 +93,7 @@ class Evaluation:
 
     def video_percentile(self, percent: float) -> float:
         """The same of the videos, all of their clips and crops together; nan where batches have no names."""
-        return float(np.percentile([video.macs for video in self.videos] or [np.nan], percent))
+        return float(np.percentile([video.macs for video in self.videos], percent)) if self.videos else float("nan")
 
     @property
     def spread(self) -> float:
