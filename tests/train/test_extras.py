@@ -56,6 +56,33 @@ class Interrupted(Exception):
     pass
 
 
+def test_an_average_begins_with_the_statistics_of_blocks(tmp_path):
+    """What is saved before the first step, by a run that does not come to it."""
+
+    class Once(list):
+        def __iter__(self):
+            if self.passes:
+                raise Interrupted
+            self.passes += 1
+            return super().__iter__()
+
+    def start():
+        torch.manual_seed(0)
+        options = vr.ConvertConfig(granularity="block", min_macs_share=0.0)
+        return vr.convert(small_net(), torch.randn(2, 1, 8, 8, 8), options)
+
+    val = loaders()[1]
+    train = Once(val)
+    train.passes = 0
+    with pytest.raises(Interrupted):
+        vr.finetune(start(), train, val, config(ema_decay=0.9, out=str(tmp_path)))
+    measured, saved = start(), vr.load(tmp_path / "best", base=small_net()).state_dict()
+    vr.recalibrate_norms(measured, val)
+    names = [name for name in saved if ".statistics." in name]
+    assert names
+    assert all(torch.equal(saved[name], measured.state_dict()[name]) for name in names)
+
+
 def test_an_average_goes_on_when_resumed(tmp_path):
     evaluations = 0
 

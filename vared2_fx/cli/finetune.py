@@ -290,7 +290,7 @@ def finetune(
     for alarm in result.alarms:
         say(f"alarm: {alarm}")
     read = str(train_loader.log)
-    if train_loader.log.num_read == 0:  # of several processes, each went through a part of it in a way of its own
+    if _num_processes() > 1:  # each of which went through a part, by a loader of accelerate's
         read = f"{sum(epoch.num_failed for epoch in result.history)} failed in {len(result.history) - 1} epochs"
     say(f"training clips: {read}\nvalidation clips: {val_loader.log}")
     if json:
@@ -305,6 +305,10 @@ def finetune(
 def _process_number() -> int:
     """This process among those that torchrun or accelerate launched, from 0."""
     return int(os.environ.get("RANK", "0"))
+
+
+def _num_processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _open(network: str, num_classes: int, *, pretrained: bool, weights: Path | None, base: str | None) -> Network:
@@ -358,7 +362,7 @@ def _has_run(out: Path) -> bool:
 
 
 def _check_device(device: str) -> None:
-    if ":" in device and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if ":" in device and _num_processes() > 1:
         kind = device.partition(":")[0]
         raise Vared2Error(
             f"--device {device}: of several processes each takes a device of its own; write --device {kind}, and "

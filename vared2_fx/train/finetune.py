@@ -190,6 +190,8 @@ class _Run:
         if has_own_norms(self.dynamic):
             recalibrate_norms(self.dynamic, self.train_loader)
             average_over_processes(own_statistics(self.dynamic))
+            if self.average is not None:  # of the joint schedule, which measures before the first step only
+                self.average.module.load_state_dict(self.dynamic.state_dict())
 
     def _fit_gates(self) -> None:
         self._recalibrate()
