@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = {
     "torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-    "accelerate": ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"),
+    "accelerate": ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
 }
 
 
@@ -23,7 +23,9 @@ def test_two_processes_train_one_network(launcher, folder, scenes):
     words = (*LAUNCHERS[launcher], *(more if launcher == "accelerate" else ()), "-m", "vared2_fx", "finetune")
     done = subprocess.run(
         [sys.executable, "-m", *words, "mynets:build", *data, *options, "--epochs", "1", "--out", "run", "--json"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(folder))), "OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(folder))), "OMP_NUM_THREADS": "1"}
+        | {"ACCELERATE_USE_CPU": "true"},  # its option --cpu would start a single process
         cwd=folder,
         capture_output=True,
         text=True,
