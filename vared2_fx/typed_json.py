@@ -1,43 +1,13 @@
 """Values from JSON as the types that a dataclass says they have, and checksums over a document."""
 
-import json
 import math
 import types
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from vared2_fx.errors import ConvertError, Vared2Error
+from vared2_fx.errors import ConvertError
 from vared2_fx.runtime import digest as digest  # written there, as a bundle's runtime stands alone
-
-
-def read_document(
-    path: Path, *, where: str, version: int, keys: set[str], remedy: str, error: type[Vared2Error]
-) -> dict[str, Any]:
-    """Read a JSON document that a release of this package wrote, its own checksum checked and taken off.
-
-    Args:
-        path: of the file.
-        where: the call that reads it, for errors.
-        version: the format version that is read.
-        keys: what it has to hold.
-        remedy: what to do about another version.
-        error: what to raise: it cannot be read, is of another version, lacks a key, or was changed since.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise error(f"{where}: {path} cannot be read: {exc.strerror or exc}.") from exc
-    except (ValueError, RecursionError) as exc:
-        raise error(f"{where}: {path} is no valid JSON ({exc}); the file is damaged.") from exc
-    found = document.get("format_version") if isinstance(document, dict) else None
-    if type(found) is not int or found != version:
-        raise error(f"{where}: {path} has format version {found!r}, this release reads {version}; {remedy}.")
-    if missing := keys - document.keys():
-        raise error(f"{where}: {path} lacks {', '.join(sorted(missing))}; the file is damaged.")
-    if document.pop("sha256") != digest(document):
-        raise error(f"{where}: {path} was changed after it was written, or is damaged: its checksum is another.")
-    return dict(document)
+from vared2_fx.runtime import read_document as read_document
 
 
 def as_type(kind: Any, value: Any, where: str) -> Any:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bundles import CLASSES, CLIP
 from networks import make_clip, randomise_gates, randomise_rebuilds, tiny_net
 
 import vared2_fx as vr
@@ -43,3 +44,9 @@ def routed(dynamic, loader):
 def deployed(routed):
     """In onnxruntime; deployed once, as exporting takes its time."""
     return vr.deploy_routed(routed, "onnx", threads=1)
+
+
+@pytest.fixture(scope="package")
+def folder(deployed, tmp_path_factory):
+    """A bundle of it; not to be changed."""
+    return vr.export_bundle(deployed, tmp_path_factory.mktemp("routes") / "bundle", clip=CLIP, classes=CLASSES)

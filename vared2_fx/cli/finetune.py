@@ -1,6 +1,5 @@
 """The command `finetune`."""
 
-import os
 from dataclasses import asdict
 from enum import Enum
 from functools import partial
@@ -11,8 +10,20 @@ import torch
 import typer
 
 from vared2_fx.cli.evaluate import document
+from vared2_fx.cli.finetune_inputs import (
+    check_classes,
+    check_device,
+    check_knows,
+    check_out,
+    has_run,
+    num_processes,
+    open_for,
+    process_number,
+    read_listings,
+    write_classes,
+)
 from vared2_fx.cli.inputs import clip_config, example_inputs
-from vared2_fx.cli.networks import CLASSES_FILE, Network, num_classes_of, open_network, place
+from vared2_fx.cli.networks import place
 from vared2_fx.cli.options import (
     CHANNEL_SHARES,
     ENGINE,
@@ -40,14 +51,13 @@ from vared2_fx.cli.options import (
     Workers,
     convert_config,
 )
-from vared2_fx.cli.output import say, show, show_json, write_text
+from vared2_fx.cli.output import say, show, show_json
 from vared2_fx.config import FinetuneConfig
 from vared2_fx.convert import convert
-from vared2_fx.errors import Vared2Error
 from vared2_fx.policy.fix import unload
 
 if TYPE_CHECKING:
-    from vared2_fx.data import VideoListing
+    pass
 
 _DEFAULT = FinetuneConfig()
 _TRAINING = "Training"
@@ -242,7 +252,7 @@ def finetune(
         seed=seed,
         out=str(out),
         resume=resume,
-        progress=_process_number() == 0,
+        progress=process_number() == 0,
     )
     conversion_config = convert_config(
         include=include,
@@ -253,18 +263,18 @@ def finetune(
         granularity=granularity,
         engine=engine,
     )
-    _check_out(out, resume)
-    _check_device(device)
+    check_out(out, resume)
+    check_device(device)
     from vared2_fx.calibration import calibrate as calibrate_network
     from vared2_fx.data import make_loader
     from vared2_fx.train import finetune as train_network
 
-    listing, val_listing = _listings(train, val, classes, labels=labels)
+    listing, val_listing = read_listings(train, val, classes, labels=labels)
     torch.manual_seed(seed)  # of gates and of a new last layer, which start at random
-    opened = _open(network, len(listing.classes), pretrained=pretrained, weights=weights, base=base)
-    _check_knows(opened, network, len(listing.classes), distilled=config.distill_weight > 0)
+    opened = open_for(network, len(listing.classes), pretrained=pretrained, weights=weights, base=base)
+    check_knows(opened, network, len(listing.classes), distilled=config.distill_weight > 0)
     if labels:
-        _check_classes(opened, network, listing.classes)
+        check_classes(opened, network, listing.classes)
     dynamic = opened.converted
     if dynamic is None:
         dynamic = convert(opened.model, example_inputs(opened, frames=frames, size=size), conversion_config)
@@ -273,24 +283,24 @@ def finetune(
     train_loader, val_loader = load(listing, training=True, flip=flip), load(val_listing)
     place(dynamic, device)
     original = None
-    if calibrate and not _has_run(out):  # a run that goes on has it behind it
+    if calibrate and not has_run(out):  # a run that goes on has it behind it
         original = unload(dynamic) if config.distill_weight else None
         found = calibrate_network(dynamic, train_loader)
-        if _process_number() == 0:
+        if process_number() == 0:
             say(str(found))
     if labels:
-        _write_classes(out / "best", listing.classes)
+        write_classes(out / "best", listing.classes)
     try:
         result = train_network(dynamic, train_loader, val_loader, config, original=original)
     except KeyboardInterrupt:
         say(f"What was finished is in {out}; the same line with --resume goes on from there.")
         raise
-    if _process_number() > 0:
+    if process_number() > 0:
         return  # the first one speaks for all
     for alarm in result.alarms:
         say(f"alarm: {alarm}")
     read = str(train_loader.log)
-    if _num_processes() > 1:  # each of which went through a part, by a loader of accelerate's
+    if num_processes() > 1:  # each of which went through a part, by a loader of accelerate's
         read = f"{sum(epoch.num_failed for epoch in result.history)} failed in {len(result.history) - 1} epochs"
     say(f"training clips: {read}\nvalidation clips: {val_loader.log}")
     if json:
@@ -300,93 +310,6 @@ def finetune(
         f"Best is epoch {result.best_epoch} of {epochs}: {result.evaluation}\n"
         f"Saved {out / 'best'}. Next: vared2 report {out / 'best'} --data {val}"
     )
-
-
-def _process_number() -> int:
-    """This process among those that torchrun or accelerate launched, from 0."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def _num_processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _open(network: str, num_classes: int, *, pretrained: bool, weights: Path | None, base: str | None) -> Network:
-    """The network; the zoo's with an answer for each class, where the data has other than its own."""
-    from vared2_fx import zoo
-
-    if network not in zoo.names():
-        return open_network(network, pretrained=pretrained, weights=weights, base=base)
-    if num_classes in (0, zoo.spec(network).num_classes):
-        num_classes = zoo.spec(network).num_classes
-    else:
-        say(f"{network}: a last layer for the {num_classes} classes of the data.")
-    return open_network(network, pretrained=pretrained, weights=weights, num_classes=num_classes, base=base)
-
-
-def _listings(train: Path, val: Path, classes: Path | None, *, labels: bool) -> tuple["VideoListing", "VideoListing"]:
-    from vared2_fx.data import list_unlabelled, list_videos
-
-    if not labels:
-        if classes is not None:
-            raise Vared2Error("--classes names what labels mean, and --no-labels reads none; leave one of them out.")
-        return list_unlabelled(train), list_unlabelled(val)
-    listing = list_videos(train, classes=classes)
-    return listing, list_videos(val, classes=listing.classes)
-
-
-def _check_knows(opened: Network, network: str, num_classes: int, *, distilled: bool) -> None:
-    """Warn of random weights; refuse to learn from them."""
-    new_layer = opened.converted is None and opened.spec is not None and num_classes not in (0, opened.spec.num_classes)
-    if distilled and (opened.notes or new_layer):
-        what = "its weights are random" if opened.notes else "its last layer is new"
-        raise Vared2Error(
-            f"distillation: {network} has nothing to teach, {what}. Give weights trained for these classes by "
-            "--pretrained, --weights or a saved folder."
-        )
-    if opened.notes:
-        say("note: the weights are random; --pretrained or --weights gives fine-tuning something to keep.")
-
-
-def _check_out(out: Path, resume: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise Vared2Error(f"--out {out}: that is a file; give a folder.")
-    if (out / "last").exists() and not resume:
-        raise Vared2Error(f"--out {out}: a run is there; go on with it by --resume, or take another folder.")
-    if resume and not _has_run(out):
-        say(f"--resume: no run in {out} yet; starting one.")
-
-
-def _has_run(out: Path) -> bool:
-    return (out / "last").exists() or (out / "last.old").exists()
-
-
-def _check_device(device: str) -> None:
-    if ":" in device and _num_processes() > 1:
-        kind = device.partition(":")[0]
-        raise Vared2Error(
-            f"--device {device}: of several processes each takes a device of its own; write --device {kind}, and "
-            "choose with CUDA_VISIBLE_DEVICES."
-        )
-
-
-def _check_classes(opened: Network, network: str, classes: tuple[str, ...]) -> None:
-    known = num_classes_of(opened)
-    if known is not None and known != len(classes):
-        shown = ", ".join(classes[:5]) + (", …" if len(classes) > 5 else "")
-        raise Vared2Error(
-            f"{network} answers with {known} classes, but --train has {len(classes)} ({shown}). Name the network's "
-            "with --classes FILE if the data shows some of them; else begin with the zoo's name, which gives the "
-            "network a new last layer."
-        )
-
-
-def _write_classes(folder: Path, classes: tuple[str, ...]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise Vared2Error(f"--out: {folder} cannot be made: {exc.strerror or exc}.") from exc
-    write_text(folder / CLASSES_FILE, "\n".join(classes) + "\n")
 
 
 def _document(result: Any) -> dict[str, Any]:

@@ -313,6 +313,35 @@ def digest(document: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def read_document(
+    path: Path, *, where: str, version: int, keys: set[str], remedy: str, error: type[Exception]
+) -> dict[str, Any]:
+    """Read a JSON document that a release of this package wrote, its own checksum checked and taken off.
+
+    Args:
+        path: of the file.
+        where: the call that reads it, for errors.
+        version: the format version that is read.
+        keys: what it has to hold.
+        remedy: what to do about another version.
+        error: what to raise: it cannot be read, is of another version, lacks a key, or was changed since.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise error(f"{where}: {path} cannot be read: {exc.strerror or exc}.") from exc
+    except (ValueError, RecursionError) as exc:
+        raise error(f"{where}: {path} is no valid JSON ({exc}); the file is damaged.") from exc
+    found = document.get("format_version") if isinstance(document, dict) else None
+    if type(found) is not int or found != version:
+        raise error(f"{where}: {path} has format version {found!r}, this release reads {version}; {remedy}.")
+    if missing := keys - document.keys():
+        raise error(f"{where}: {path} lacks {', '.join(sorted(missing))}; the file is damaged.")
+    if document.pop("sha256") != digest(document):
+        raise error(f"{where}: {path} was changed after it was written, or is damaged: its checksum is another.")
+    return dict(document)
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read and check a bundle's manifest.
 
@@ -320,26 +349,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         BundleError: it is missing, damaged, of another version, or names files outside of the bundle.
     """
     path = folder / MANIFEST
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise BundleError(f"{path} cannot be read: {exc.strerror or exc}. Is {folder} an exported bundle?") from exc
-    except (ValueError, RecursionError) as exc:
-        raise BundleError(f"{path} is no valid JSON ({exc}); the file is damaged.") from exc
-    version = document.get("format_version") if isinstance(document, dict) else None
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise BundleError(
-            f"{path} has format version {version!r}, this runtime reads {FORMAT_VERSION}; take the runtime.py in the "
-            "bundle, or export it again."
-        )
-    if document.pop("sha256", None) != digest(document) or _KEYS - document.keys() != {"sha256"}:
-        raise BundleError(f"{path} was changed after it was written, or is damaged: its checksum is another.")
+    if not path.is_file():
+        raise BundleError(f"{path} is not there. Is {folder} an exported bundle?")
+    document = read_document(
+        path,
+        where="Bundle",
+        version=FORMAT_VERSION,
+        keys=_KEYS,
+        remedy="take the runtime.py in the bundle, or export it again",
+        error=BundleError,
+    )
     if document["engine"] not in ENGINES:
         raise BundleError(f"{path}: engine {document['engine']!r:.40} is none of {', '.join(ENGINES)}.")
     named = [name for part in [*document["routes"], document["router"]] if part for name in part["files"]]
     for name in [*document["files"], *named]:
         inside(folder, name)
-    return dict(document)
+    return document
 
 
 def _need(package: str) -> Any:

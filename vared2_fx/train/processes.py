@@ -25,7 +25,8 @@ def weight_of_clips(num_clips: int, device: torch.device) -> float:
     sizes = torch.zeros(dist.get_world_size(), device=device)
     sizes[dist.get_rank()] = num_clips
     dist.all_reduce(sizes)
-    return num_clips / float(sizes.mean()) if sizes.min() > 0 else 0.0
+    counts: list[float] = sizes.tolist()  # the one wait for the device
+    return num_clips * len(counts) / sum(counts) if all(counts) else 0.0
 
 
 @torch.no_grad()

@@ -42,9 +42,10 @@ def trained_choices(dynamic: fx.GraphModule) -> list[Choice]:
     and gates take guesses for knowledge. A single stride above 1 is all there is to save frames with, and is trained.
     """
     choices = uniform_choices(dynamic)
-    strides = sorted({choice.frame_stride for choice in choices if choice.frame_stride > 1})
-    untrained = strides[1:][-1:]
-    return [choice for choice in choices if choice.frame_stride not in untrained]
+    strides = {choice.frame_stride for choice in choices if choice.frame_stride > 1}
+    if len(strides) < 2:
+        return choices
+    return [choice for choice in choices if choice.frame_stride < max(strides)]
 
 
 def drawn_policies(gates: Sequence[Gate], choices: Sequence[Choice]) -> Iterator[Mapping[Gate, tuple[int, int]]]:
