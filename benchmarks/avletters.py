@@ -69,6 +69,11 @@ class Steps:
 
 
 def train_base(args: argparse.Namespace, loaders: dict[str, Loader], seed: int, weights: Path) -> dict[str, Any]:
+    """Train it, or find what another run of this script made of the same seed and settings."""
+    result = weights.with_suffix(".json")
+    if weights.exists() and result.exists():
+        found: dict[str, Any] = json.loads(result.read_text())
+        return found
     torch.manual_seed(seed)
     base = make_network(args.network, num_classes=args.letters, width=args.width)
     base = base.to(memory_format=torch.channels_last_3d)
@@ -77,7 +82,9 @@ def train_base(args: argparse.Namespace, loaders: dict[str, Loader], seed: int, 
     save_file({name: value.contiguous() for name, value in base.state_dict().items()}, weights)
     clip = next(iter(loaders["test"]))["video"][:1]
     accuracy = {name: top1(base, loaders[name]) for name in ("val", "test")}
-    return {"top1": accuracy["test"], "val": accuracy["val"], "macs": dense_macs(base, clip), "seconds": seconds}
+    made = {"top1": accuracy["test"], "val": accuracy["val"], "macs": dense_macs(base, clip), "seconds": seconds}
+    result.write_text(json.dumps(made))
+    return made
 
 
 def load_base(args: argparse.Namespace, weights: Path) -> nn.Module:

@@ -48,6 +48,7 @@ class Recipe:
 def converted(base: nn.Module, recipe: Recipe, calibration: Loader, seed: int) -> fx.GraphModule:
     """A copy of the base as `recipe` wants it before training."""
     torch.manual_seed(seed)
+    calibration.set_epoch(0)  # whatever ran before
     paths = [name for name, module in base.named_modules() if isinstance(module, nn.Conv3d)]
     present = tuple(p for p in EXCLUDED if fnmatch.filter(paths, p))  # what names nothing is an error
     config = vr.ConvertConfig(

@@ -67,12 +67,11 @@ def fit_gates(
         loss_weight: price of a cross-entropy of 1, as a share of the original's multiply-adds; the larger, the less
             is risked, and saved. 1 … 10 is usual.
         target: mean share of the original's multiply-adds to stay within on these clips, 0 … 1. The `loss_weight` that
-            comes nearest is then searched for in the last round. Where gates are settled, shares may be
-            reached in steps only.
+            comes nearest is then searched for in the last round.
         settle: believe the gates only if what they learn pays on clips that they did not learn from, in a
-            cross-validation, beside the one choice that is best for all; otherwise all take that choice for every clip.
-            Takes some times as long; for where clips are few. Clips of one "video_name" are held out together;
-            of a loader that augments, clips have to have one.
+            cross-validation, beside the one choice that is best for all; otherwise all take for every clip the one
+            choice that is best within the target, whose share comes in steps. For where clips are few. Clips of one
+            "video_name" are held out together; of a loader that augments, clips have to have one.
         rounds: passes over the loader.
 
     Returns:
@@ -98,31 +97,33 @@ def fit_gates(
             for path, gate in gates.items():
                 standardise(gate, torch.cat(look.features[path]))
         if target is None or number < rounds - 1:
-            settled = look.fit(loss_weight, loader if settle else None)
+            look.fit(loss_weight)
         else:
-            loss_weight, settled = _within(target, look, loader, settle=settle)
-    if settled is not None:
+            loss_weight = _within(target, look, loader)
+    settled = None
+    if settle and not look.proven(loader, loss_weight):
+        settled = look.settle(loss_weight, target)
         log.info("gates that decide do no better on clips that they did not learn from: settled at %s for all", settled)
     best = Counter(look.ladder[int((look.shares + loss_weight * loss).argmin())] for loss in look.known.values())
     targets = {choice: best[choice] for choice in look.ladder}
     return GateFit(targets=targets, loss_weight=loss_weight, settled=settled)
 
 
-def _within(target: float, look: Look, loader: Iterable[Any], *, settle: bool) -> tuple[float, Choice | None]:
+def _within(target: float, look: Look, loader: Iterable[Any]) -> float:
     """Fit with the largest price of a loss at which gates stay within the target; halves an interval of its logarithm.
 
-    Returns that price, and what is settled.
+    Returns that price.
     """
     before, found = state_of(look.gates), None
     least, most = (math.log(weight) for weight in _WEIGHTS)
     for number in range(_TRIES):
         middle = (least + most) / 2 if number else least  # cheap gates are within any target that can be reached
         restore(look.gates, before)
-        settled = look.fit(math.exp(middle), loader if settle else None)
+        look.fit(math.exp(middle))
         within = evaluate(look.dynamic, loader).share <= target
         least, most = (middle, most) if within else (least, middle)
         if within or found is None:
-            found = math.exp(middle), settled, state_of(look.gates)
+            found = math.exp(middle), state_of(look.gates)
     assert found is not None
-    restore(look.gates, found[2])
-    return found[:2]
+    restore(look.gates, found[1])
+    return found[0]

@@ -23,7 +23,7 @@ from vared2_fx.passes.rewrite import with_decisions
 from vared2_fx.policy.fix import policy
 from vared2_fx.policy.statistics import clip_macs, dense_macs
 from vared2_fx.train.evaluate import check_scores
-from vared2_fx.train.regress import fit_gate, settle_gate
+from vared2_fx.train.regress import fit_gate, settle_gate, unlearn
 from vared2_fx.train.variants import ladder_of
 
 _LOST = 3.0
@@ -70,39 +70,52 @@ class Look:
         if not self.losses:
             raise DataError("fit_gates: the loader gave no clips.")
 
-    def fit(self, loss_weight: float, loader: Iterable[Any] | None) -> Choice | None:
-        """Fit all gates to the clips seen so far; with a loader, they have to prove themselves on its clips.
+    def fit(self, loss_weight: float) -> None:
+        """Fit all gates to the clips seen so far."""
+        self._regress(self._prices(loss_weight), slice(None))
 
-        Returns the choice at which they are settled, if they do not.
+    def settle(self, loss_weight: float, target: float | None) -> Choice:
+        """Let all gates take the choice that is best for all clips together, within the target where one is that cheap.
+
+        Returns that choice.
         """
-        prices = self.shares + loss_weight * torch.cat(self.losses)
-        if loader is not None and not self._proven(loader, prices, loss_weight):
-            best = self.ladder[int(prices.mean(0).argmin())]
-            for gate in self.gates.values():
-                settle_gate(gate, best)
-            return best
-        self._regress(prices, slice(None))
-        return None
+        prices = self._prices(loss_weight).mean(0)
+        if target is not None:
+            within = self.shares <= target
+            within[-1] = True  # the cheapest is as near as it gets
+            prices = prices.masked_fill(~within, math.inf)
+        best = self.ladder[int(prices.argmin())]
+        for gate in self.gates.values():
+            settle_gate(gate, best)
+        return best
+
+    def _prices(self, loss_weight: float) -> Tensor:
+        """(N, choices) of everything in `features`."""
+        return self.shares + loss_weight * torch.cat(self.losses)
 
     def _regress(self, prices: Tensor, rows: Tensor | slice) -> None:
         for path, gate in self.gates.items():
             fit_gate(gate, torch.cat(self.features[path])[rows], prices[rows], self.ladder)
 
-    def _proven(self, loader: Iterable[Any], prices: Tensor, loss_weight: float) -> bool:
+    def proven(self, loader: Iterable[Any], loss_weight: float) -> bool:
         """Whether gates do better on videos that they did not learn from than the choice that was best for the others.
 
-        By the standard error over the clips. With too few videos nobody can say: they are believed.
+        By the standard error over the clips. With too few videos nobody can say: they are believed. Gates are left as
+        they are; for the proof they begin anew, since they may have learned from any video before.
         """
         if len(self.numbers) < _FEWEST:
             return True
-        before, saved = state_of(self.gates), list[Tensor]()
+        prices = self._prices(loss_weight)
+        fitted, saved = state_of(self.gates), list[Tensor]()
         fold, sources = torch.randperm(len(self.numbers)) % _FOLDS, torch.cat(self.sources).cpu()
         for number in range(_FOLDS):
             rows = (fold[sources] != number).to(prices.device)
+            for gate in self.gates.values():
+                unlearn(gate)
             self._regress(prices, rows)
             best = self.ladder[int(prices[rows].mean(0).argmin())]
             saved += self._saved(loader, fold == number, best, loss_weight)
-            restore(self.gates, before)
+        restore(self.gates, fitted)
         gains = torch.cat(saved)
         return bool(gains.mean() > gains.std() / math.sqrt(len(gains)))
 
