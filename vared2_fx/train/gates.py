@@ -15,7 +15,8 @@ from vared2_fx.layers import Choice
 from vared2_fx.passes.rewrite import regions
 from vared2_fx.train.evaluate import evaluate
 from vared2_fx.train.look import Look, restore, state_of
-from vared2_fx.train.regress import standardise
+from vared2_fx.train.regress import settled_place, standardise
+from vared2_fx.train.settle import proven, settled_choices
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +32,8 @@ class GateFit:
     """Clips for which each choice was the best by itself, dearest first."""
     loss_weight: float
     """What a loss of 1 counted: as asked for, or as the target wanted it."""
-    settled: Choice | None
-    """What all regions take for every clip, where gates that decide did no better; None: gates decide."""
+    settled: dict[str, Choice] | None
+    """What each region takes for every clip, where gates that decide did no better; None: gates decide."""
 
     @property
     def num_clips(self) -> int:
@@ -69,9 +70,10 @@ def fit_gates(
         target: mean share of the original's multiply-adds to stay within on these clips, 0 … 1. The `loss_weight` that
             comes nearest is then searched for in the last round.
         settle: believe the gates only if what they learn pays on clips that they did not learn from, in a
-            cross-validation, beside the one choice that is best for all; otherwise all take for every clip the one
-            choice that is best within the target, whose share comes in steps. For where clips are few. Clips of one
-            "video_name" are held out together; of a loader that augments, clips have to have one.
+            cross-validation, beside the one choice that is best for all; otherwise each region takes one choice for
+            every clip, the best of them within the target, which is found by trying each of its choices while the
+            others stay: one pass over the clips for each. For where clips are few. Clips of one "video_name" are held
+            out together; of a loader that augments, clips have to have one.
         rounds: passes over the loader.
 
     Returns:
@@ -91,6 +93,7 @@ def fit_gates(
     if target is not None and not 0 < target <= 1:
         raise TrainError(f"fit_gates: target={target}, expected a share above 0 and at most 1.")
     look = Look(dynamic, gates)
+    before = {gate: place for gate in gates.values() if (place := settled_place(gate)) is not None}
     for number in range(rounds):
         look.over(loader, own=number > 0)
         if number == 0:
@@ -101,9 +104,12 @@ def fit_gates(
         else:
             loss_weight = _within(target, look, loader)
     settled = None
-    if settle and not look.proven(loader, loss_weight):
-        settled = look.settle(loss_weight, target)
-        log.info("gates that decide do no better on clips that they did not learn from: settled at %s for all", settled)
+    if settle and not proven(look, loader, loss_weight):
+        settled = settled_choices(look, loader, loss_weight, target, before)
+        log.info(
+            "gates that decide do no better on clips that they did not learn from: settled, at %s",
+            ", ".join(f"{choice} in {count} regions" for choice, count in Counter(settled.values()).most_common()),
+        )
     best = Counter(look.ladder[int((look.shares + loss_weight * loss).argmin())] for loss in look.known.values())
     targets = {choice: best[choice] for choice in look.ladder}
     return GateFit(targets=targets, loss_weight=loss_weight, settled=settled)

@@ -5,9 +5,9 @@ N clips.
 
 import copy
 import hashlib
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,20 +16,18 @@ from torch import Tensor, fx
 
 from vared2_fx.batches import Batch, read_labelled
 from vared2_fx.errors import DataError, TrainError
-from vared2_fx.layers import Choice, Gate
+from vared2_fx.layers import Choice, Gate, fixed_decisions
 from vared2_fx.modes import evaluating
 from vared2_fx.packing import packer
 from vared2_fx.passes.rewrite import with_decisions
 from vared2_fx.policy.fix import policy
 from vared2_fx.policy.statistics import clip_macs, dense_macs
 from vared2_fx.train.evaluate import check_scores
-from vared2_fx.train.regress import fit_gate, settle_gate, unlearn
+from vared2_fx.train.regress import fit_gate
 from vared2_fx.train.variants import ladder_of
 
 _LOST = 3.0
 """Cross-entropy from which on an answer is simply wrong: one hopeless clip shall not outweigh all others."""
-_FOLDS, _FEWEST = 2, 12
-"""Parts of the cross-validation, and the fewest videos of which one says anything."""
 
 
 class Look:
@@ -72,80 +70,29 @@ class Look:
 
     def fit(self, loss_weight: float) -> None:
         """Fit all gates to the clips seen so far."""
-        self._regress(self._prices(loss_weight), slice(None))
+        self.regress(self.prices(loss_weight), slice(None))
 
-    def settle(self, loss_weight: float, target: float | None) -> Choice:
-        """Let all gates take the choice that is best for all clips together, within the target where one is that cheap.
-
-        Returns that choice.
-        """
-        prices = self._prices(loss_weight).mean(0)
-        if target is not None:
-            within = self.shares <= target
-            within[-1] = True  # the cheapest is as near as it gets
-            prices = prices.masked_fill(~within, math.inf)
-        best = self.ladder[int(prices.argmin())]
-        for gate in self.gates.values():
-            settle_gate(gate, best)
-        return best
-
-    def _prices(self, loss_weight: float) -> Tensor:
+    def prices(self, loss_weight: float) -> Tensor:
         """(N, choices) of everything in `features`."""
         return self.shares + loss_weight * torch.cat(self.losses)
 
-    def _regress(self, prices: Tensor, rows: Tensor | slice) -> None:
+    def regress(self, prices: Tensor, rows: Tensor | slice) -> None:
+        """Fit all gates to some rows of `features`."""
         for path, gate in self.gates.items():
             fit_gate(gate, torch.cat(self.features[path])[rows], prices[rows], self.ladder)
 
-    def proven(self, loader: Iterable[Any], loss_weight: float) -> bool:
-        """Whether gates do better on videos that they did not learn from than the choice that was best for the others.
-
-        By the standard error over the clips. With too few videos nobody can say: they are believed. Gates are left as
-        they are; for the proof they begin anew, since they may have learned from any video before.
-        """
-        if len(self.numbers) < _FEWEST:
-            return True
-        prices = self._prices(loss_weight)
-        fitted, saved = state_of(self.gates), list[Tensor]()
-        fold, sources = torch.randperm(len(self.numbers)) % _FOLDS, torch.cat(self.sources).cpu()
-        for number in range(_FOLDS):
-            rows = (fold[sources] != number).to(prices.device)
-            for gate in self.gates.values():
-                unlearn(gate)
-            self._regress(prices, rows)
-            best = self.ladder[int(prices[rows].mean(0).argmin())]
-            saved += self._saved(loader, fold == number, best, loss_weight)
-        restore(self.gates, fitted)
-        gains = torch.cat(saved)
-        return bool(gains.mean() > gains.std() / math.sqrt(len(gains)))
-
-    def _saved(self, loader: Iterable[Any], held: Tensor, best: Choice, loss_weight: float) -> Iterator[Tensor]:
-        """How much less the gates cost than `best` in all regions, loss counted, for the videos `held`; (n,) a batch.
-
-        Raises:
-            DataError: the loader augments, and does not say which clips are one video's.
-        """
-        with evaluating(self.dynamic):
-            for raw in loader:
-                batch, labels = read_labelled(raw)
-                batch = batch.to(self.like)
-                numbers = [self.numbers.get(name) for name in _names(batch)]
-                if None in numbers:
-                    raise DataError(
-                        'fit_gates: with settle, clips that change from pass to pass need a "video_name", by which '
-                        "those of one video are held out together."
-                    )
-                some = held[torch.tensor(numbers, dtype=torch.long)]
-                if some.any():
-                    clips = batch.video[some], labels[some].to(self.like.device)
-                    yield self._price(*clips, {"*": best}, loss_weight) - self._price(*clips, {}, loss_weight)
-
-    def _price(self, video: Tensor, labels: Tensor, choices: dict[str, Choice], loss_weight: float) -> Tensor:
-        """(N,): share of the multiply-adds, and loss, as they come out."""
-        with policy(self.dynamic, choices):
+    def outcome(
+        self, video: Tensor, labels: Tensor, choices: Mapping[Gate, tuple[int, int]] = MappingProxyType({})
+    ) -> tuple[Tensor, Tensor]:
+        """Share of the multiply-adds, and loss, (N,) each, with some decisions taken from the gates."""
+        with fixed_decisions(choices):
             output, decisions = self.observed(*self.pack(video))
         losses = F.cross_entropy(output.float(), labels, reduction="none").clamp_max(_LOST)
-        return clip_macs(decisions, self.dense) / self.dense + loss_weight * losses
+        return clip_macs(decisions, self.dense) / self.dense, losses
+
+    def alike(self, choice: Choice) -> dict[Gate, tuple[int, int]]:
+        """Decisions for one choice in all regions, or what is nearest to it."""
+        return {gate: gate.grid.index(gate.taken(gate.grid.nearest(choice))) for gate in self.gates.values()}
 
     def _losses(self, batch: Batch, labels: Tensor, *, watch: bool) -> Tensor:
         """(N, choices); of clips that were seen before as they were, as weights are left alone."""
@@ -168,13 +115,13 @@ class Look:
 
     def _note(self, batch: Batch, losses: Tensor) -> None:
         """Losses and sources of what was watched since the last time, once for each choice that was watched."""
-        numbers = [self.numbers.setdefault(name, len(self.numbers)) for name in _names(batch)]
+        numbers = [self.numbers.setdefault(name, len(self.numbers)) for name in names_of(batch)]
         for _ in range(len(next(iter(self.features.values()))) - len(self.losses)):
             self.losses.append(losses)
             self.sources.append(torch.tensor(numbers, device=losses.device))
 
 
-def _names(batch: Batch) -> Sequence[str | bytes]:
+def names_of(batch: Batch) -> Sequence[str | bytes]:
     """Of the videos that the clips are from, as far as somebody says."""
     return batch.names or [_key(clip) for clip in batch.video]
 

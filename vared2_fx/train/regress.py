@@ -69,6 +69,14 @@ def settle_gate(gate: Gate, choice: Choice) -> None:
     gate.out.bias[[stride, len(gate.grid.frame_strides) + share]] = _SETTLED
 
 
+def settled_place(gate: Gate) -> tuple[int, int] | None:
+    """Where in its grid the choice of a settled gate is; None: it decides."""
+    if gate.out.weight.any():
+        return None
+    strides, shares = torch.split(gate.out.bias, [len(gate.grid.frame_strides), len(gate.grid.channel_shares)])
+    return int(strides.argmax()), int(shares.argmax())
+
+
 def _regress(gate: Gate, seen: Tensor, table: Tensor) -> None:
     """AdamW on the gate's two layers; features (N, F) are standardised, prices (N, J, I)."""
     decayed = [gate.hidden.weight, gate.out.weight]

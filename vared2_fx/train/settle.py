@@ -1,0 +1,190 @@
+"""Whether gates are worth asking, and what all clips take where they are not [ours].
+
+N clips.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vared2_fx.batches import read_labelled
+from vared2_fx.errors import DataError
+from vared2_fx.layers import Choice, Gate
+from vared2_fx.modes import evaluating
+from vared2_fx.train.look import Look, names_of, restore, state_of
+from vared2_fx.train.regress import settle_gate, unlearn
+
+_FOLDS, _FEWEST = 2, 12
+"""Parts of the cross-validation, and the fewest videos of which one says anything."""
+_WEIGHTS, _TRIES = (1e-4, 1e4), 60
+"""Least and largest price of a loss that is tried for a target, and how often the interval is halved."""
+_TOO_DEAR = 1e6
+"""Price of a share above the target: the least of them is taken where none is within."""
+
+Decisions = Mapping[Gate, tuple[int, int]]
+
+
+def proven(look: Look, loader: Iterable[Any], loss_weight: float) -> bool:
+    """Whether gates do better on videos that they did not learn from than the static choices best for the others.
+
+    By the standard error over the clips. With too few videos nobody can say: they are believed. Gates are left as they
+    are; for the proof they begin anew, since they may have learned from any video before.
+
+    Raises:
+        DataError: the loader augments, and does not say which clips are one video's.
+    """
+    if len(look.numbers) < _FEWEST:
+        return True
+    prices = look.prices(loss_weight)
+    fitted, saved = state_of(look.gates), list[Tensor]()
+    fold, sources = torch.randperm(len(look.numbers)) % _FOLDS, torch.cat(look.sources).cpu()
+    for number in range(_FOLDS):
+        held = fold == number
+        for gate in look.gates.values():
+            unlearn(gate)
+        look.regress(prices, (~held[sources]).to(prices.device))
+        static = _best_static(look, loader, ~held, loss_weight, None)
+        with evaluating(look.dynamic):
+            for video, labels in _clips(look, loader, held):
+                fixed, gated = (look.outcome(video, labels, choices) for choices in (static, {}))
+                saved.append(fixed[0] - gated[0] + loss_weight * (fixed[1] - gated[1]))
+    restore(look.gates, fitted)
+    gains = torch.cat(saved)
+    return bool(gains.mean() > gains.std() / math.sqrt(len(gains)))
+
+
+def settled_choices(
+    look: Look, loader: Iterable[Any], loss_weight: float, target: float | None, before: dict[Gate, tuple[int, int]]
+) -> dict[str, Choice]:
+    """Settle all gates: each takes one choice for every clip, which may differ from region to region.
+
+    Args:
+        look: at the clips.
+        loader: the same clips.
+        loss_weight: of a loss of 1, as in `fit_gates`.
+        target: mean share of the multiply-adds to stay within, if it can be; the least loss is then what counts.
+        before: where gates were settled before they were fitted; if all were, that stays unless something is better.
+
+    Returns:
+        The choice of each region.
+    """
+    known = [before] if len(before) == len(look.gates) else []
+    found = _best_static(look, loader, None, loss_weight, target, known)
+    choices = {path: gate.grid[found[gate]] for path, gate in look.gates.items()}
+    for path, choice in choices.items():
+        settle_gate(look.gates[path], choice)
+    return choices
+
+
+def _best_static(
+    look: Look,
+    loader: Iterable[Any],
+    some: Tensor | None,
+    loss_weight: float,
+    target: float | None,
+    known: Sequence[Decisions] = (),
+) -> Decisions:
+    """The best of: those known, one choice for all regions, and one of its own for each.
+
+    For the last, what each region would cost, in multiply-adds and in loss, if it alone left the best choice for all is
+    measured, and the best of these are taken as if none depended on another.
+    """
+
+    def price(outcome: tuple[float, float]) -> float:
+        share, loss = outcome
+        if target is None:
+            return share + loss_weight * loss
+        return loss if share <= target else _TOO_DEAR * share
+
+    uniform = [look.alike(choice) for choice in look.ladder]
+    outcomes = _means(look, loader, some, uniform)
+    place = min(range(len(uniform)), key=lambda number: price(outcomes[number]))
+    alone = [
+        {**uniform[place], gate: index}
+        for gate in look.gates.values()
+        for choice in gate.grid.all()
+        if gate.taken(choice) == choice and (index := gate.grid.index(choice)) != uniform[place][gate]
+    ]
+    changes = [
+        (share - outcomes[place][0], loss - outcomes[place][1]) for share, loss in _means(look, loader, some, alone)
+    ]
+    room = None if target is None else target - outcomes[place][0]
+    mixed = _mixed(uniform[place], alone, changes, loss_weight, room)
+    candidates = [*known, uniform[place], mixed]
+    prices = list(map(price, _means(look, loader, some, candidates)))
+    return candidates[prices.index(min(prices))]
+
+
+def _mixed(
+    uniform: Decisions,
+    alone: Sequence[Decisions],
+    changes: Sequence[tuple[float, float]],
+    loss_weight: float,
+    room: float | None,
+) -> Decisions:
+    """The best decision of each region, as if none depended on another.
+
+    Args:
+        uniform: one choice for all regions.
+        alone: the same but for one region.
+        changes: how much more these compute, and lose, than `uniform`.
+        loss_weight: of a loss of 1.
+        room: how much more may be computed in all; the price of a loss is then sought.
+    """
+    options: dict[Gate, list[tuple[float, float, tuple[int, int]]]] = {
+        gate: [(0.0, 0.0, index)] for gate, index in uniform.items()
+    }
+    for choices, (share, loss) in zip(alone, changes, strict=True):
+        gate = next(gate for gate, index in choices.items() if index != uniform[gate])
+        options[gate].append((share, loss, choices[gate]))
+
+    def best(weight: float) -> dict[Gate, tuple[float, float, tuple[int, int]]]:
+        return {gate: min(some, key=lambda option: option[0] + weight * option[1]) for gate, some in options.items()}
+
+    if room is not None:
+        least, most = (math.log(weight) for weight in _WEIGHTS)
+        for _ in range(_TRIES):
+            middle = (least + most) / 2
+            within = sum(share for share, _, _ in best(math.exp(middle)).values()) <= room
+            least, most = (middle, most) if within else (least, middle)
+        loss_weight = math.exp(least)
+    return {gate: index for gate, (_, _, index) in best(loss_weight).items()}
+
+
+def _means(
+    look: Look, loader: Iterable[Any], some: Tensor | None, policies: Sequence[Decisions]
+) -> list[tuple[float, float]]:
+    """Mean share and loss for each of `policies`, all on the same clips: of all videos, or of some."""
+    totals, count = torch.zeros(len(policies), 2, dtype=torch.float64), 0
+    with evaluating(look.dynamic):
+        for video, labels in _clips(look, loader, some):
+            count += len(labels)
+            for place, choices in enumerate(policies):
+                totals[place] += torch.stack(look.outcome(video, labels, choices)).double().sum(1).cpu()
+    return [(float(share), float(loss)) for share, loss in totals / count]
+
+
+def _clips(look: Look, loader: Iterable[Any], some: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Clips and labels, batch by batch; with bool (videos,), of the videos whose number is marked.
+
+    Raises:
+        DataError: the loader augments, and does not say which clips are one video's.
+    """
+    for raw in loader:
+        batch, labels = read_labelled(raw)
+        batch, labels = batch.to(look.like), labels.to(look.like.device)
+        if some is None:
+            marked = torch.ones(len(labels), dtype=torch.bool)
+        else:
+            numbers = [look.numbers.get(name) for name in names_of(batch)]
+            if None in numbers:
+                raise DataError(
+                    'fit_gates: with settle, clips that change from pass to pass need a "video_name", by which those '
+                    "of one video are held out together."
+                )
+            marked = some[torch.tensor(numbers, dtype=torch.long)]
+        if marked.any():
+            yield batch.video[marked], labels[marked]
