@@ -6,6 +6,7 @@ from torch import nn
 import vared2_fx as vr
 from vared2_fx import ConvertConfig
 from vared2_fx.passes.rewrite import regions
+from vared2_fx.train import settle
 from vared2_fx.train.look import Look
 from vared2_fx.train.settle import settled_choices
 
@@ -47,6 +48,13 @@ def test_what_an_idle_region_leaves_goes_to_the_one_that_counts():
     evaluation = vr.evaluate(dynamic, [batch])
     assert evaluation.share <= 0.7
     assert all(layer.entropy == 0 for layer in evaluation.layers.values())
+
+
+def test_many_choices_share_the_clips_and_come_to_the_same(monkeypatch):
+    monkeypatch.setattr(settle, "_PASSES", 1)  # each of four is tried on every fourth clip
+    _, batch, look = looked_at()
+    halves = [{key: value[part] for key, value in batch.items()} for part in (slice(0, 13), slice(13, 32))]
+    assert settled_choices(look, halves, 1.0, 0.7, {}) == {"idle": (4, 1.0), "needed": (1, 1.0)}
 
 
 def test_without_a_target_a_loss_has_its_price():

@@ -70,10 +70,10 @@ def fit_gates(
         target: mean share of the original's multiply-adds to stay within on these clips, 0 … 1. The `loss_weight` that
             comes nearest is then searched for in the last round.
         settle: believe the gates only if what they learn pays on clips that they did not learn from, in a
-            cross-validation, beside the one choice that is best for all; otherwise each region takes one choice for
-            every clip, the best of them within the target, which is found by trying each of its choices while the
-            others stay: one pass over the clips for each. For where clips are few. Clips of one "video_name" are held
-            out together; of a loader that augments, clips have to have one.
+            cross-validation, beside static choices; otherwise each region takes one choice for every clip, the best
+            of them within the target, which is found by trying each of its choices while the others stay. Takes up to
+            twenty passes over the clips more, twice; for where clips are few. Clips of one "video_name" are held out
+            together; of a loader that augments, clips have to have one.
         rounds: passes over the loader.
 
     Returns:

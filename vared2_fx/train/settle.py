@@ -21,6 +21,8 @@ _FOLDS, _FEWEST = 2, 12
 """Parts of the cross-validation, and the fewest videos of which one says anything."""
 _WEIGHTS, _TRIES = (1e-4, 1e4), 60
 """Least and largest price of a loss that is tried for a target, and how often the interval is halved."""
+_PASSES = 16
+"""Passes over the clips, at most, to try single regions' choices in: where these are many, each is shown some clips."""
 _TOO_DEAR = 1e6
 """Price of a share above the target: the least of them is taken where none is within."""
 
@@ -108,9 +110,7 @@ def _best_static(
         for choice in gate.grid.all()
         if gate.taken(choice) == choice and (index := gate.grid.index(choice)) != uniform[place][gate]
     ]
-    changes = [
-        (share - outcomes[place][0], loss - outcomes[place][1]) for share, loss in _means(look, loader, some, alone)
-    ]
+    changes = _changes(look, loader, some, uniform[place], alone)
     room = None if target is None else target - outcomes[place][0]
     mixed = _mixed(uniform[place], alone, changes, loss_weight, room)
     candidates = [*known, uniform[place], mixed]
@@ -152,6 +152,27 @@ def _mixed(
             least, most = (middle, most) if within else (least, middle)
         loss_weight = math.exp(least)
     return {gate: index for gate, (_, _, index) in best(loss_weight).items()}
+
+
+def _changes(
+    look: Look, loader: Iterable[Any], some: Tensor | None, uniform: Decisions, alone: Sequence[Decisions]
+) -> list[tuple[float, float]]:
+    """How much more each of `alone` computes and loses than `uniform`, each on clips spread evenly over all."""
+    every = math.ceil(len(alone) / _PASSES)
+    totals, seen = torch.zeros(len(alone), 2, dtype=torch.float64), 0
+    counts = torch.zeros(len(alone), 1, dtype=torch.float64)
+    with evaluating(look.dynamic):
+        for video, labels in _clips(look, loader, some):
+            usual = torch.stack(look.outcome(video, labels, uniform))
+            for place, choices in enumerate(alone):
+                mine = slice((place - seen) % every, None, every)
+                if len(labels[mine]):
+                    changed = torch.stack(look.outcome(video[mine], labels[mine], choices)) - usual[:, mine]
+                    totals[place] += changed.double().sum(1).cpu()
+                    counts[place] += changed.shape[1]
+            seen += len(labels)
+    means = torch.where(counts > 0, totals / counts, math.inf)  # what no clip was tried with is not taken
+    return [(float(share), float(loss)) for share, loss in means]
 
 
 def _means(
