@@ -82,7 +82,7 @@ def _regress(gate: Gate, seen: Tensor, table: Tensor) -> None:
     decayed = [gate.hidden.weight, gate.out.weight]
     free = [*gate.norm.parameters(), gate.hidden.bias, gate.out.bias]  # with decay, not even one choice for all is sure
     groups = [{"params": decayed, "weight_decay": _WEIGHT_DECAY}, {"params": free, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=_LR, fused=True)  # six small tensors: calls are what costs
+    optimizer = torch.optim.AdamW(groups, lr=_LR)
     best = table.flatten(1).argmin(1)
     stride, share = best // table.shape[2], best % table.shape[2]
     for step in range(_STEPS):
