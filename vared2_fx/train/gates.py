@@ -72,7 +72,7 @@ def fit_gates(
         settle: believe the gates only if what they learn pays on clips that they did not learn from, in a
             cross-validation, beside static choices; otherwise each region takes one choice for every clip, the best
             of them within the target, which is found by trying each of its choices while the others stay. Takes up to
-            twenty passes over the clips more, twice; for where clips are few. Clips of one "video_name" are held out
+            thirty passes over the clips more, twice; for where clips are few. Clips of one "video_name" are held out
             together; of a loader that augments, clips have to have one.
         rounds: passes over the loader.
 

@@ -103,24 +103,23 @@ def _best_static(
 
     uniform = [look.alike(choice) for choice in look.ladder]
     outcomes = _means(look, loader, some, uniform)
-    place = min(range(len(uniform)), key=lambda number: price(outcomes[number]))
-    alone = [
-        {**uniform[place], gate: index}
+    alike, (share, _) = min(zip(uniform, outcomes, strict=True), key=lambda pair: price(pair[1]))
+    others = [
+        (gate, index)
         for gate in look.gates.values()
         for choice in gate.grid.all()
-        if gate.taken(choice) == choice and (index := gate.grid.index(choice)) != uniform[place][gate]
+        if gate.taken(choice) == choice and (index := gate.grid.index(choice)) != alike[gate]
     ]
-    changes = _changes(look, loader, some, uniform[place], alone)
-    room = None if target is None else target - outcomes[place][0]
-    mixed = _mixed(uniform[place], alone, changes, loss_weight, room)
-    candidates = [*known, uniform[place], mixed]
+    changes = _changes(look, loader, some, alike, others)
+    room = None if target is None else target - share
+    candidates = [*known, alike, _mixed(alike, others, changes, loss_weight, room)]
     prices = list(map(price, _means(look, loader, some, candidates)))
     return candidates[prices.index(min(prices))]
 
 
 def _mixed(
-    uniform: Decisions,
-    alone: Sequence[Decisions],
+    alike: Decisions,
+    others: Sequence[tuple[Gate, tuple[int, int]]],
     changes: Sequence[tuple[float, float]],
     loss_weight: float,
     room: float | None,
@@ -128,18 +127,17 @@ def _mixed(
     """The best decision of each region, as if none depended on another.
 
     Args:
-        uniform: one choice for all regions.
-        alone: the same but for one region.
-        changes: how much more these compute, and lose, than `uniform`.
+        alike: one choice for all regions.
+        others: what a region could take in its place.
+        changes: how much more is computed, and lost, if that region alone does.
         loss_weight: of a loss of 1.
         room: how much more may be computed in all; the price of a loss is then sought.
     """
     options: dict[Gate, list[tuple[float, float, tuple[int, int]]]] = {
-        gate: [(0.0, 0.0, index)] for gate, index in uniform.items()
+        gate: [(0.0, 0.0, index)] for gate, index in alike.items()
     }
-    for choices, (share, loss) in zip(alone, changes, strict=True):
-        gate = next(gate for gate, index in choices.items() if index != uniform[gate])
-        options[gate].append((share, loss, choices[gate]))
+    for (gate, index), (share, loss) in zip(others, changes, strict=True):
+        options[gate].append((share, loss, index))
 
     def best(weight: float) -> dict[Gate, tuple[float, float, tuple[int, int]]]:
         return {gate: min(some, key=lambda option: option[0] + weight * option[1]) for gate, some in options.items()}
@@ -155,19 +153,25 @@ def _mixed(
 
 
 def _changes(
-    look: Look, loader: Iterable[Any], some: Tensor | None, uniform: Decisions, alone: Sequence[Decisions]
+    look: Look,
+    loader: Iterable[Any],
+    some: Tensor | None,
+    alike: Decisions,
+    others: Sequence[tuple[Gate, tuple[int, int]]],
 ) -> list[tuple[float, float]]:
-    """How much more each of `alone` computes and loses than `uniform`, each on clips spread evenly over all."""
-    every = math.ceil(len(alone) / _PASSES)
-    totals, seen = torch.zeros(len(alone), 2, dtype=torch.float64), 0
-    counts = torch.zeros(len(alone), 1, dtype=torch.float64)
+    """What each of `others` alone computes and loses more than `alike`, each on clips spread evenly over all."""
+    every = math.ceil(len(others) / _PASSES)
+    totals, seen = torch.zeros(len(others), 2, dtype=torch.float64), 0
+    counts = torch.zeros(len(others), 1, dtype=torch.float64)
     with evaluating(look.dynamic):
         for video, labels in _clips(look, loader, some):
-            usual = torch.stack(look.outcome(video, labels, uniform))
-            for place, choices in enumerate(alone):
+            usual = torch.stack(look.outcome(video, labels, alike))
+            for place, (gate, index) in enumerate(others):
                 mine = slice((place - seen) % every, None, every)
                 if len(labels[mine]):
-                    changed = torch.stack(look.outcome(video[mine], labels[mine], choices)) - usual[:, mine]
+                    changed = (
+                        torch.stack(look.outcome(video[mine], labels[mine], {**alike, gate: index})) - usual[:, mine]
+                    )
                     totals[place] += changed.double().sum(1).cpu()
                     counts[place] += changed.shape[1]
             seen += len(labels)
