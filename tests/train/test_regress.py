@@ -3,7 +3,7 @@
 import torch
 
 from vared2_fx.layers import Choice, ChoiceGrid, Gate
-from vared2_fx.train.regress import fit_gate, settle_gate, standardise
+from vared2_fx.train.regress import fit_each, settle_gate, standardise
 
 LADDER = [Choice(1, 1.0), Choice(2, 1.0)]
 
@@ -23,9 +23,25 @@ def test_a_gate_learns_which_clips_need_more():
     features = torch.randn(400, gate.hidden.in_features)
     needy = (features[:, 0] > 0).float()
     standardise(gate, features)
-    fit_gate(gate, features, torch.stack([torch.full_like(needy, 0.6), needy], 1), LADDER)
+    fit_each([gate], [features], torch.stack([torch.full_like(needy, 0.6), needy], 1), LADDER)
     assert gate.training
     assert (decisions(gate, features) == (features[:, 0] <= 0)).float().mean() > 0.9
+
+
+def test_gates_fitted_together_learn_each_from_its_own_features():
+    gates = [make_gate(), Gate(3, ChoiceGrid((1, 2), (1.0,)), lambda frames: frames)]
+    features = [torch.randn(800, gate.hidden.in_features) for gate in gates]
+    needy = (features[1][:, 0] > 0).float()  # which the first gate cannot know
+    prices = torch.stack([torch.full_like(needy, 0.6), needy], 1)
+    for gate, seen in zip(gates, features, strict=True):
+        standardise(gate, seen)
+    fit_each(gates, [seen[:400] for seen in features], prices[:400], LADDER)
+    right = [
+        (decisions(gate, seen[400:]) == (needy[400:] == 0)).float().mean()
+        for gate, seen in zip(gates, features, strict=True)
+    ]
+    assert right[0] < 0.6
+    assert right[1] > 0.85
 
 
 def test_a_settled_gate_takes_one_choice_whatever_comes():

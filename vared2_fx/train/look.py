@@ -23,7 +23,7 @@ from vared2_fx.passes.rewrite import with_decisions
 from vared2_fx.policy.fix import policy
 from vared2_fx.policy.statistics import clip_macs, dense_macs
 from vared2_fx.train.evaluate import check_scores
-from vared2_fx.train.regress import fit_gate
+from vared2_fx.train.regress import fit_each
 from vared2_fx.train.variants import ladder_of
 
 _LOST = 3.0
@@ -78,8 +78,8 @@ class Look:
 
     def regress(self, prices: Tensor, rows: Tensor | slice) -> None:
         """Fit all gates to some rows of `features`."""
-        for path, gate in self.gates.items():
-            fit_gate(gate, torch.cat(self.features[path])[rows], prices[rows], self.ladder)
+        features = [torch.cat(self.features[path])[rows] for path in self.gates]
+        fit_each(list(self.gates.values()), features, prices[rows], self.ladder)
 
     def outcome(
         self, video: Tensor, labels: Tensor, choices: Mapping[Gate, tuple[int, int]] = MappingProxyType({})

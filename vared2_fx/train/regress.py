@@ -1,9 +1,10 @@
-"""One gate fitted to prices, or settled at one choice [ours].
+"""Gates fitted to prices, or settled at one choice [ours].
 
-N rows, each a clip as a gate saw it under some policy; F features of the gate; J frame strides, I channel shares.
+N rows, each a clip as a gate saw it under some policy; F features of a gate; J frame strides, I channel shares.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -31,25 +32,60 @@ def standardise(gate: Gate, features: Tensor) -> None:
         gate.out.bias.zero_()  # no choice is ahead of the others, as the full one was
 
 
-def fit_gate(gate: Gate, features: Tensor, prices: Tensor, ladder: list[Choice]) -> None:
-    """Fit a gate in place; its mode is kept.
+def fit_each(gates: Sequence[Gate], features: Sequence[Tensor], prices: Tensor, ladder: list[Choice]) -> None:
+    """Fit gates in place, each by itself, all in the same steps, whose noise they share; their modes are kept.
 
     Args:
-        gate: whose norms stay as they are.
-        features: what it saw, (N, F).
+        gates: whose norms stay as they are.
+        features: what each saw of the same clips, (N, F) with an F of its own.
         prices: of each choice of `ladder` in all regions alike, (N, choices).
-        ladder: choices of the network; where several are one for this region, the best of them counts.
+        ladder: choices of the network; where several are one for a region, the best of them counts.
     """
-    grid, training = gate.grid, gate.training
-    table = prices.new_full((len(prices), len(grid.frame_strides), len(grid.channel_shares)), math.inf)
-    for place, choice in enumerate(ladder):
-        i, j = grid.index(grid.nearest(choice))
-        table[:, i, j] = table[:, i, j].minimum(prices[:, place])
-    gate.eval()
-    with torch.no_grad():
-        seen = gate.standardised(features.to(gate.out.weight.dtype)).float()
-    _regress(gate, seen, table)
-    gate.train(training)
+    modes = [gate.training for gate in gates]
+    for gate in gates:
+        gate.eval()
+    pupils = [_Pupil(gate, seen, prices, ladder) for gate, seen in zip(gates, features, strict=True)]
+    decayed = [weight for gate in gates for weight in (gate.hidden.weight, gate.out.weight)]
+    # With decay of these too, a gate would not even be sure of one choice for all.
+    free = [weight for gate in gates for weight in (*gate.norm.parameters(), gate.hidden.bias, gate.out.bias)]
+    groups = [{"params": decayed, "weight_decay": _WEIGHT_DECAY}, {"params": free, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=_LR)
+    widest = max(pupil.seen.shape[1] for pupil in pupils)
+    for step in range(_STEPS):
+        some = torch.randperm(len(prices))[:_BATCH].to(prices.device)
+        noise = _NOISE * torch.randn(len(some), widest, device=prices.device)
+        optimizer.zero_grad()
+        losses = [pupil.loss(some, noise, _PRICED * step / _STEPS) for pupil in pupils]
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    optimizer.zero_grad()
+    for gate, mode in zip(gates, modes, strict=True):
+        gate.train(mode)
+
+
+class _Pupil:
+    """A gate, in evaluation mode, and what it learns: features (N, F) to prices (N, J, I)."""
+
+    def __init__(self, gate: Gate, features: Tensor, prices: Tensor, ladder: list[Choice]) -> None:
+        grid, self.gate = gate.grid, gate
+        self.table = prices.new_full((len(prices), len(grid.frame_strides), len(grid.channel_shares)), math.inf)
+        for place, choice in enumerate(ladder):
+            i, j = grid.index(grid.nearest(choice))
+            self.table[:, i, j] = self.table[:, i, j].minimum(prices[:, place])
+        with torch.no_grad():
+            self.seen = gate.standardised(features.to(gate.out.weight.dtype)).float()
+        best = self.table.flatten(1).argmin(1)
+        self.stride, self.share = best // self.table.shape[2], best % self.table.shape[2]
+
+    def loss(self, some: Tensor, noise: Tensor, priced: float) -> Tensor:
+        """Of some clips; `noise` may have more columns than there are features."""
+        seen = self.seen[some] + noise[:, : self.seen.shape[1]]
+        z = self.gate.logits(seen.to(self.gate.out.weight.dtype)).float()
+        strides, shares = z[:, : self.table.shape[1]], z[:, self.table.shape[1] :]
+        price = torch.einsum("nij,ni,nj->n", self.table[some], strides.softmax(1), shares.softmax(1)).mean()
+        # From the price alone a softmax that has settled on a choice soon knows no better one.
+        wrong = F.cross_entropy(strides, self.stride[some]) + F.cross_entropy(shares, self.share[some])
+        return wrong.lerp(price, priced)
 
 
 @torch.no_grad()
@@ -75,25 +111,3 @@ def settled_place(gate: Gate) -> tuple[int, int] | None:
         return None
     strides, shares = torch.split(gate.out.bias, [len(gate.grid.frame_strides), len(gate.grid.channel_shares)])
     return int(strides.argmax()), int(shares.argmax())
-
-
-def _regress(gate: Gate, seen: Tensor, table: Tensor) -> None:
-    """AdamW on the gate's two layers; features (N, F) are standardised, prices (N, J, I)."""
-    decayed = [gate.hidden.weight, gate.out.weight]
-    free = [*gate.norm.parameters(), gate.hidden.bias, gate.out.bias]  # with decay, not even one choice for all is sure
-    groups = [{"params": decayed, "weight_decay": _WEIGHT_DECAY}, {"params": free, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=_LR)
-    best = table.flatten(1).argmin(1)
-    stride, share = best // table.shape[2], best % table.shape[2]
-    for step in range(_STEPS):
-        some = torch.randperm(len(seen))[:_BATCH].to(seen.device)
-        clips = seen[some]
-        z = gate.logits((clips + _NOISE * torch.randn_like(clips)).to(gate.out.weight.dtype)).float()
-        strides, shares = z[:, : table.shape[1]], z[:, table.shape[1] :]
-        price = torch.einsum("nij,ni,nj->n", table[some], strides.softmax(1), shares.softmax(1)).mean()
-        # From the price alone a softmax that has settled on a choice soon knows no better one.
-        wrong = F.cross_entropy(strides, stride[some]) + F.cross_entropy(shares, share[some])
-        optimizer.zero_grad()
-        wrong.lerp(price, _PRICED * step / _STEPS).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    optimizer.zero_grad()
