@@ -5,8 +5,8 @@
 Random weights with norm statistics as in use; every region at the choice, or, in `mixed`, each at one that was drawn
 for it. Base and variants run in turns in one process, prepared the same way; freed memory is kept by the process
 (`keep_memory`). Where they do not fit into memory together, `--at-once 1` runs one variant after the other with the
-original. Results of earlier runs stay in the file, those of the same network, engine and batch are replaced.
-`engines_table.py` makes docs/speed.md of it.
+original. Results of earlier runs stay in the file; of the same network, engine and batch those of other variants do, if
+machine, versions and settings are the same. `engines_table.py` makes docs/speed.md of it.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import vared2_fx as vr
 from vared2_fx.convert import conversion
 
 CHOICES = {"R=2 r=1": (2, 1.0), "R=4 r=1": (4, 1.0), "R=1 r=0.5": (1, 0.5), "mixed": None, "full": (1, 1.0)}
+SAME = ("processor", "versions", "python", "threads", "rounds", "warmup", "layout", "dtype", "inputs", "memory_kept")
 
 
 def variants(model: nn.Module, clips: Tensor, granularity: str, choices: list[str]) -> dict[str, fx.GraphModule]:
@@ -33,6 +34,14 @@ def variants(model: nn.Module, clips: Tensor, granularity: str, choices: list[st
     drawn = {region.path: draw.choice(region.grid.all()) for region in conversion(dynamic).plan.regions}
     policies = {name: drawn if choice is None else {"*": choice} for name, choice in CHOICES.items()}
     return {f"{granularity} {name}": vr.specialize(dynamic, policies[name]) for name in choices}
+
+
+def merged(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """`now`, and variants that only `earlier` has, each with ratios of its own run."""
+    if any(earlier.get(key) != now[key] for key in SAME):
+        return now
+    names = {variant["name"] for variant in now["variants"]}
+    return now | {"variants": [*(v for v in earlier["variants"] if v["name"] not in names), *now["variants"]]}
 
 
 def main() -> None:
@@ -73,7 +82,8 @@ def main() -> None:
             part = json.loads(result.to_json())
             document = part | document | {"variants": [*document.get("variants", []), *part["variants"]]}
             gc.collect()
-        found[f"{name} {engine} batch {batch}"] = document | {"memory_kept": kept, "at_once": at_once}
+        key = f"{name} {engine} batch {batch}"
+        found[key] = merged(found.get(key, {}), document | {"memory_kept": kept, "at_once": at_once})
         path.write_text(json.dumps(found, indent=1) + "\n")
 
 
