@@ -28,14 +28,23 @@ class TwoBranches(nn.Module):
         return torch.stack([torch.full_like(brightness, 5.0), 10 * brightness], 1)
 
 
-def looked_at():
-    """The network, half of whose clips have one bright frame, which may be any, and gates that have seen them."""
-    torch.manual_seed(0)
+def looked_at(*, seed: int = 0, chance: bool = False):
+    """The network, half of whose clips have one bright frame, which may be any, and gates that have seen them.
+
+    With `chance` both branches see frames that flicker, and labels have nothing to do with what they see.
+    """
+    torch.manual_seed(seed)
     clips = torch.zeros(32, 3, 8, 16, 16)
     for number in range(16):
         clips[number, :, number % 8] = 8 / 3
-    dynamic = vr.convert(TwoBranches(), clips[:1], ConvertConfig(channel_shares=(1.0,), min_macs_share=0.0))
-    batch = {"video": clips, "label": (torch.arange(32) < 16).long()}
+    network = TwoBranches()
+    if chance:
+        clips = torch.rand(32, 3, 8, 1, 1).expand(32, 3, 8, 16, 16)
+        for branch in (network.idle, network.needed):
+            nn.init.normal_(branch.weight, std=0.3)
+    dynamic = vr.convert(network, clips[:1], ConvertConfig(channel_shares=(1.0,), min_macs_share=0.0))
+    labels = (torch.arange(32) < 16).long()
+    batch = {"video": clips, "label": labels[torch.randperm(32)] if chance else labels}
     look = Look(dynamic, {path: region.gate for path, region in regions(dynamic).items()})
     look.over([batch], own=False)
     return dynamic, batch, look
@@ -55,6 +64,14 @@ def test_many_choices_share_the_clips_and_come_to_the_same(monkeypatch):
     _, batch, look = looked_at()
     halves = [{key: value[part] for key, value in batch.items()} for part in (slice(0, 13), slice(13, 32))]
     assert settled_choices(look, halves, 1.0, 0.7, {}) == {"idle": (4, 1.0), "needed": (1, 1.0)}
+
+
+def test_a_mixture_that_is_ahead_by_chance_is_not_taken():
+    _, batch, look = looked_at(seed=3, chance=True)
+    alike, mixed = settle._static(look, [batch], None, 1.0, 0.7)
+    losses = settle._prices(look, [batch], None, [alike, mixed], 1.0, 0.7).mean(1)
+    assert losses[1] < losses[0], "on the clips that it was chosen from"
+    assert len(set(settled_choices(look, [batch], 1.0, 0.7, {}).values())) == 1
 
 
 def test_without_a_target_a_loss_has_its_price():

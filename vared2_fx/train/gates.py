@@ -70,10 +70,10 @@ def fit_gates(
         target: mean share of the original's multiply-adds to stay within on these clips, 0 … 1. The `loss_weight` that
             comes nearest is then searched for in the last round.
         settle: believe the gates only if what they learn pays on clips that they did not learn from, in a
-            cross-validation, beside static choices; otherwise each region takes one choice for every clip, the best
-            of them within the target, which is found by trying each of its choices while the others stay. Takes up to
-            thirty passes over the clips more, twice; for where clips are few. Clips of one "video_name" are held out
-            together; of a loader that augments, clips have to have one.
+            cross-validation, beside static choices; otherwise each region takes one choice for every clip: the same in
+            all regions, or, where that pays in a cross-validation too, each its own, found by trying each of its
+            choices while the others stay. Takes up to sixty passes over the clips more; for where clips are few.
+            Clips of one "video_name" are held out together; of a loader that augments, clips have to have one.
         rounds: passes over the loader.
 
     Returns:

@@ -42,26 +42,24 @@ def proven(look: Look, loader: Iterable[Any], loss_weight: float) -> bool:
         return True
     prices = look.prices(loss_weight)
     fitted, saved = state_of(look.gates), list[Tensor]()
-    fold, sources = torch.randperm(len(look.numbers)) % _FOLDS, torch.cat(look.sources).cpu()
-    for number in range(_FOLDS):
-        held = fold == number
+    for held in _held_out(look):
         for gate in look.gates.values():
             unlearn(gate)
-        look.regress(prices, (~held[sources]).to(prices.device))
-        static = _best_static(look, loader, ~held, loss_weight, None)
-        with evaluating(look.dynamic):
-            for video, labels in _clips(look, loader, held):
-                fixed, gated = (look.outcome(video, labels, choices) for choices in (static, {}))
-                saved.append(fixed[0] - gated[0] + loss_weight * (fixed[1] - gated[1]))
+        look.regress(prices, (~held[torch.cat(look.sources).cpu()]).to(prices.device))
+        static = _static(look, loader, ~held, loss_weight, None)
+        saved.append(_prices(look, loader, held, [*static, {}], loss_weight, None))
     restore(look.gates, fitted)
-    gains = torch.cat(saved)
-    return bool(gains.mean() > gains.std() / math.sqrt(len(gains)))
+    alike, mixed, gated = torch.cat(saved, 1)
+    return _better(gated, min(alike, mixed, key=lambda some: float(some.mean())))
 
 
 def settled_choices(
     look: Look, loader: Iterable[Any], loss_weight: float, target: float | None, before: dict[Gate, tuple[int, int]]
 ) -> dict[str, Choice]:
     """Settle all gates: each takes one choice for every clip, which may differ from region to region.
+
+    It differs only where that pays on videos from which it was not chosen, as in `proven`: the least of many noisy
+    figures looks better than it is.
 
     Args:
         look: at the clips.
@@ -74,36 +72,54 @@ def settled_choices(
         The choice of each region.
     """
     known = [before] if len(before) == len(look.gates) else []
-    found = _best_static(look, loader, None, loss_weight, target, known)
+    alike, mixed = _static(look, loader, None, loss_weight, target)
+    candidates = [*known, alike]
+    if mixed != alike and _mixing_pays(look, loader, loss_weight, target):
+        candidates.append(mixed)
+    prices = _prices(look, loader, None, candidates, loss_weight, target).mean(1)
+    found = candidates[int(prices.argmin())]
     choices = {path: gate.grid[found[gate]] for path, gate in look.gates.items()}
     for path, choice in choices.items():
         settle_gate(look.gates[path], choice)
     return choices
 
 
-def _best_static(
-    look: Look,
-    loader: Iterable[Any],
-    some: Tensor | None,
-    loss_weight: float,
-    target: float | None,
-    known: Sequence[Decisions] = (),
-) -> Decisions:
-    """The best of: those known, one choice for all regions, and one of its own for each.
+def _mixing_pays(look: Look, loader: Iterable[Any], loss_weight: float, target: float | None) -> bool:
+    """Whether a choice of each region's own does better than one for all, on videos that neither was chosen from."""
+    if len(look.numbers) < _FEWEST:
+        return True
+    found = []
+    for held in _held_out(look):
+        static = _static(look, loader, ~held, loss_weight, target)
+        found.append(_prices(look, loader, held, static, loss_weight, target))
+    alike, mixed = torch.cat(found, 1)
+    return _better(mixed, alike)
 
-    For the last, what each region would cost, in multiply-adds and in loss, if it alone left the best choice for all is
-    measured, and the best of these are taken as if none depended on another.
+
+def _held_out(look: Look) -> list[Tensor]:
+    """Bool (videos,), for each part of a cross-validation."""
+    part = torch.randperm(len(look.numbers)) % _FOLDS
+    return [part == number for number in range(_FOLDS)]
+
+
+def _better(prices: Tensor, others: Tensor) -> bool:
+    """Whether prices (N,) are less than others of the same clips, by more than the standard error."""
+    gains = others - prices
+    return bool(gains.mean() > gains.std() / math.sqrt(len(gains)))
+
+
+def _static(
+    look: Look, loader: Iterable[Any], some: Tensor | None, loss_weight: float, target: float | None
+) -> tuple[Decisions, Decisions]:
+    """The best choice for all regions alike, and the best mixture: for each region one of its own.
+
+    For the mixture, what each region would cost, in multiply-adds and in loss, if it alone left the best choice for all
+    is measured, and the best of these are taken as if none depended on another.
     """
-
-    def price(outcome: tuple[float, float]) -> float:
-        share, loss = outcome
-        if target is None:
-            return share + loss_weight * loss
-        return loss if share <= target else _TOO_DEAR * share
-
     uniform = [look.alike(choice) for choice in look.ladder]
-    outcomes = _means(look, loader, some, uniform)
-    alike, (share, _) = min(zip(uniform, outcomes, strict=True), key=lambda pair: price(pair[1]))
+    outcomes = _outcomes(look, loader, some, uniform)
+    place = int(_price(outcomes, loss_weight, target).mean(1).argmin())
+    alike, share = uniform[place], float(outcomes[place, 0].mean())
     others = [
         (gate, index)
         for gate in look.gates.values()
@@ -112,9 +128,7 @@ def _best_static(
     ]
     changes = _changes(look, loader, some, alike, others)
     room = None if target is None else target - share
-    candidates = [*known, alike, _mixed(alike, others, changes, loss_weight, room)]
-    prices = list(map(price, _means(look, loader, some, candidates)))
-    return candidates[prices.index(min(prices))]
+    return alike, _mixed(alike, others, changes, loss_weight, room)
 
 
 def _mixed(
@@ -179,17 +193,35 @@ def _changes(
     return [(float(share), float(loss)) for share, loss in means]
 
 
-def _means(
-    look: Look, loader: Iterable[Any], some: Tensor | None, policies: Sequence[Decisions]
-) -> list[tuple[float, float]]:
-    """Mean share and loss for each of `policies`, all on the same clips: of all videos, or of some."""
-    totals, count = torch.zeros(len(policies), 2, dtype=torch.float64), 0
+def _prices(
+    look: Look,
+    loader: Iterable[Any],
+    some: Tensor | None,
+    policies: Sequence[Decisions],
+    loss_weight: float,
+    target: float | None,
+) -> Tensor:
+    """(policies, N): what each costs each clip of all videos, or of some."""
+    return _price(_outcomes(look, loader, some, policies), loss_weight, target)
+
+
+def _price(outcomes: Tensor, loss_weight: float, target: float | None) -> Tensor:
+    """(policies, N) of shares and losses (policies, 2, N). A target is kept in the mean over the clips."""
+    shares, losses = outcomes.unbind(1)
+    if target is None:
+        return shares + loss_weight * losses
+    mean = shares.mean(1, keepdim=True)
+    return torch.where(mean <= target, losses, _TOO_DEAR * mean)
+
+
+def _outcomes(look: Look, loader: Iterable[Any], some: Tensor | None, policies: Sequence[Decisions]) -> Tensor:
+    """(policies, 2, N): share of the multiply-adds, and loss, all on the same clips: of all videos, or of some."""
     with evaluating(look.dynamic):
-        for video, labels in _clips(look, loader, some):
-            count += len(labels)
-            for place, choices in enumerate(policies):
-                totals[place] += torch.stack(look.outcome(video, labels, choices)).double().sum(1).cpu()
-    return [(float(share), float(loss)) for share, loss in totals / count]
+        found = [
+            torch.stack([torch.stack(look.outcome(video, labels, choices)) for choices in policies])
+            for video, labels in _clips(look, loader, some)
+        ]
+    return torch.cat(found, 2).double().cpu()
 
 
 def _clips(look: Look, loader: Iterable[Any], some: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
