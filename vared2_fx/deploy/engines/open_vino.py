@@ -3,7 +3,8 @@
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from vared2_fx.errors import DeployError
 FILE, WEIGHTS_FILE = "model.xml", "model.bin"
 MAX_SHAPES = 8
 """Input shapes for which what was compiled is kept; the one that was not used for longest goes first."""
-_CORES, _MAKING = list[Any](), threading.Lock()
+_CORES, _MAKING, _CONVERTING = list[Any](), threading.Lock(), threading.Lock()
 _HINT = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -45,6 +46,29 @@ def _core() -> Any:
         if not _CORES:
             _CORES.append(need("openvino", "openvino").Core())
         return _CORES[0]
+
+
+@contextmanager
+def _untold() -> Iterator[None]:
+    """No telemetry of conversions inside the block, whatever the user's consent.
+
+    For each event, such as an operator of the network, OpenVINO forks the process from a thread of its own. What the
+    process holds is then written anew page by page, which takes long where that is much, and other threads may hold
+    locks.
+    """
+    try:
+        from openvino.tools.ovc.telemetry_utils import init_ovc_telemetry
+    except ImportError:  # a release that keeps it elsewhere; it converts all the same
+        yield
+        return
+    with _CONVERTING:
+        telemetry = init_ovc_telemetry()
+        consent = getattr(telemetry, "consent", False)  # without its package, a stand-in that has none
+        telemetry.consent = False
+        try:
+            yield
+        finally:
+            telemetry.consent = consent
 
 
 class OpenVinoEngine(Engine):
@@ -78,7 +102,7 @@ class OpenVinoEngine(Engine):
     def build(cls, program: Program, settings: Settings) -> Self:
         """Convert the program."""
         openvino = need("openvino", "openvino")
-        with torch.no_grad():
+        with torch.no_grad(), _untold():
             return cls(openvino.convert_model(program.exported), settings)
 
     @classmethod
