@@ -5,8 +5,9 @@
 Random weights with norm statistics as in use; every region at the choice, or, in `mixed`, each at one that was drawn
 for it. Base and variants run in turns in one process, prepared the same way; freed memory is kept by the process
 (`keep_memory`). Where they do not fit into memory together, `--at-once 1` runs one variant after the other with the
-original. Results of earlier runs stay in the file; of the same network, engine and batch those of other variants do, if
-machine, versions and settings are the same. `engines_table.py` makes docs/speed.md of it.
+original; where even that grows too large, give each its own process by `--granularities` and `--choices`. Results of
+earlier runs stay in the file; of the same network, engine and batch those of other variants do, if machine, versions
+and settings are the same. `engines_table.py` makes docs/speed.md of it.
 """
 
 import argparse
