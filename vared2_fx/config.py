@@ -240,7 +240,7 @@ class FinetuneConfig:
 
     settle_gates: bool = False
     """With `variants_first`: believe the gates only if what they learn pays on videos that they did not learn from, and
-    settle all at the one choice that is best otherwise. See `settle` of `fit_gates`."""
+    settle all at static choices otherwise. See `settle` of `fit_gates`."""
 
     freeze_norms: bool = True
     """Let the network's batch norms keep the statistics that they were trained with. Those of a batch would depend
