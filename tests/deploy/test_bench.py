@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from networks import Net, make_clip, tiny_net
+from torch import nn
 
 import vared2_fx as vr
 from vared2_fx.deploy.engines import BY_NAME
@@ -116,3 +117,21 @@ def test_every_engine(quick_engine):
 def test_mistakes(options, message):
     with pytest.raises(DeployError, match=message):
         vr.bench(Net(), example_inputs=CLIP, **options)
+
+
+class OtherWithSeveral(nn.Module):
+    """Its graph holds for one number of clips."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = tiny_net()
+
+    def forward(self, video):
+        scores = self.net(video)
+        return scores * 2 if len(video) > 1 else scores
+
+
+def test_a_graph_for_one_number_of_clips_is_deployed_on_that_number():
+    result = vr.bench(OtherWithSeveral(), example_inputs=CLIP, batch_size=3, threads=1, rounds=2, warmup=0)
+    assert (result.batch_size, result.inputs) == (3, ((3, 3, 8, 16, 16),))
+    assert any("takes 3 clips" in note for note in result.base.notes)

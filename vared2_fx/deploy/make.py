@@ -63,11 +63,13 @@ def deploy(
         with torch.inference_mode(False):
             own = own_copy(model)
             gm = prepare_own(own, args, engine, precision)
-            program, running, notes = _build(gm, args, _output(own, args), engine, settings)
+            output = _output(own, args)
+            program, running, notes = _build(gm, args, output, engine, settings)
         parity = compare(
             own,
             lambda inputs: run_engine(running, type(own).__name__, program.signature.flatten(inputs)),
             args,
+            output,
             program.signature,
             precision,
             other_sizes=engine != "compile",  # which takes seconds to minutes for each shape

@@ -45,6 +45,7 @@ def compare(
     own: nn.Module,
     run: Callable[[Args], list[Tensor]],
     args: Args,
+    output: Any,
     signature: Signature,
     precision: Precision,
     *,
@@ -56,6 +57,7 @@ def compare(
         own: the network in float32; the caller's copy of it, as its mode changes for a while.
         run: the engine.
         args: the example.
+        output: what the network gives for it.
         signature: what the engine takes.
         precision: in what it computes.
         other_sizes: also at another batch size and at another clip length, where both take these.
@@ -64,7 +66,7 @@ def compare(
         DeployError: an output differs by more than is allowed, or in shape or number.
     """
     worst, allowed, shapes = 0.0, FLOAT32 if precision == "fp32" else BF16_FLOOR, []
-    for inputs, before in _answers(own, args, signature, other_sizes):
+    for inputs, before in _answers(own, args, output, signature, other_sizes):
         after = run(tree_map_only(Tensor, torch.clone, inputs))
         sizes = " ".join("×".join(map(str, x.shape)) for x in tree_leaves(inputs))
         if [x.shape for x in before] != [x.shape for x in after]:
@@ -86,10 +88,10 @@ def compare(
 
 
 def _answers(
-    own: nn.Module, args: Args, signature: Signature, other_sizes: bool
+    own: nn.Module, args: Args, output: Any, signature: Signature, other_sizes: bool
 ) -> Iterator[tuple[Args, list[Tensor]]]:
     """Inputs to try, each with what the network itself gives for it."""
-    yield args, _evaluate(own, args)
+    yield args, _tensors(output)
     for others in (other_batches(args), other_lengths(args)) if other_sizes else ():
         for other in filter(signature.accepts, others):
             try:
@@ -102,7 +104,11 @@ def _answers(
 
 def _evaluate(own: nn.Module, args: Args) -> list[Tensor]:
     with unchanged(own), evaluating(own):
-        return [x for x in tree_leaves(own(*tree_map_only(Tensor, torch.clone, args))) if isinstance(x, Tensor)]
+        return _tensors(own(*tree_map_only(Tensor, torch.clone, args)))
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(output) if isinstance(x, Tensor)]
 
 
 def _bf16_tolerance(own: nn.Module, args: Args, before: list[Tensor]) -> float:
