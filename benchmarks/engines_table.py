@@ -41,12 +41,12 @@ PROFILE = """
 ## Where it falls short
 
 From `benchmarks/results/profile_ops.json`, which `benchmarks/profile_ops.py` measures: the engine's own profiler, one
-clip, blocks, {processor}. Milliseconds of a call, of the original and of the variant, and their ratio:
+clip, {processor}. Milliseconds of a call, of the original and of the variant, and their ratio:
 convolutions, with what the engine fuses with them, and all other operators; then the largest of the others in the
 variant, in milliseconds.
 
-| network | engine | choice | ideal | convolutions, ms | others, ms | |
-| --- | --- | --- | ---: | ---: | ---: | --- |
+| network | engine | | choice | ideal | convolutions, ms | others, ms | |
+| --- | --- | --- | --- | ---: | ---: | ---: | --- |
 """
 MOST_FOR_GATES = 0.02
 DYNAMIC = """
@@ -121,14 +121,15 @@ def _cell(variant: dict[str, Any] | None, aim: float | None) -> str:
 
 
 def _profile_rows(profile: dict[str, Any], key: str, engines: dict[str, Any]) -> list[str]:
-    """A row for each choice that falls short in blocks."""
-    result, rows = engines[f"{key} batch 1"], []
-    variants = {variant["name"]: variant for variant in result["variants"]}
-    for choice, name in (("R=4", "block R=4 r=1"), ("r=0.5", "block R=1 r=0.5")):
-        found = variants[name]
-        if found["share"] >= AIMS[result["engine"]][0]:
+    """A row for each choice that falls short with one clip."""
+    name, engine, granularity = key.split()
+    variants = {variant["name"]: variant for variant in engines[f"{name} {engine} batch 1"]["variants"]}
+    rows = []
+    for choice, asked in (("R=2", "R=2 r=1"), ("R=4", "R=4 r=1"), ("r=0.5", "R=1 r=0.5")):
+        found = variants[f"{granularity} {asked}"]
+        if choice not in profile["ms"] or found["share"] >= AIMS[engine][granularity == "stage"]:
             continue
-        cells = [*key.split(), choice, f"{found['ideal_speed_up']:.2f}"]
+        cells = [name, engine, granularity, choice, f"{found['ideal_speed_up']:.2f}"]
         sums = {which: _convs_and_others(profile["ms"][which]) for which in ("base", choice)}
         for before, after in zip(sums["base"], sums[choice], strict=True):
             cells.append(f"{before:.0f} → {after:.0f} ({before / max(after, 1e-3):.2f})")

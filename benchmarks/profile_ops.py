@@ -1,8 +1,9 @@
 """Which operators take the time of a variant, and of the original, in each engine.
 
     python benchmarks/profile_ops.py [--networks x3d_m slow_r50 …] [--engines openvino onnx torch]
+        [--granularities block stage]
 
-Granularity `block`, random weights, one clip; each network is saved, and run by the engine's own profiler, original and
+Random weights, one clip; each network is saved, and run by the engine's own profiler, original and
 variants in turns. Milliseconds of one call by kind of operator, median of the rounds.
 """
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 import vared2_fx as vr
 
-CHOICES = {"base": (1, 1.0), "R=4": (4, 1.0), "r=0.5": (1, 0.5)}
+CHOICES = {"base": (1, 1.0), "R=2": (2, 1.0), "R=4": (4, 1.0), "r=0.5": (1, 0.5)}
 Profile = Callable[[], Counter[str]]
 """One call: milliseconds by kind of operator."""
 
@@ -84,9 +85,9 @@ PROFILES = {"torch": of_torch, "onnx": of_onnx, "openvino": of_openvino}
 
 
 @torch.no_grad()
-def run(name: str, engine: str, threads: int, rounds: int) -> dict[str, dict[str, float]]:
+def run(name: str, engine: str, granularity: str, threads: int, rounds: int) -> dict[str, dict[str, float]]:
     model, clip = network_and_clip(name)
-    dynamic = vr.convert(model, clip, vr.ConvertConfig(granularity="block"))
+    dynamic = vr.convert(model, clip, vr.ConvertConfig(granularity=granularity))
     calls, found = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for choice, where in CHOICES.items():
@@ -107,6 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--engines", nargs="+", default=list(PROFILES), choices=list(PROFILES))
+    parser.add_argument("--granularities", nargs="+", default=("block", "stage"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
@@ -114,12 +116,25 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     path = RESULTS / "profile_ops.json"
     document = json.loads(path.read_text()) if path.exists() else {}
-    for name, engine in product(args.networks, args.engines):
-        found = run(name, engine, args.threads, args.rounds)
-        document[f"{name} {engine}"] = {**machine(), "memory_kept": kept, "rounds": args.rounds, "ms": found}
+    for name, engine, granularity in product(args.networks, args.engines, args.granularities):
+        found = run(name, engine, granularity, args.threads, args.rounds)
+        document[f"{name} {engine} {granularity}"] = {
+            **machine(),
+            "memory_kept": kept,
+            "rounds": args.rounds,
+            "ms": found,
+        }
         path.write_text(json.dumps(document, indent=1) + "\n")
         for choice, kinds in found.items():
-            print(name, engine, choice, f"{sum(kinds.values()):.1f} ms", dict(list(kinds.items())[:6]), flush=True)
+            print(
+                name,
+                engine,
+                granularity,
+                choice,
+                f"{sum(kinds.values()):.1f} ms",
+                dict(list(kinds.items())[:6]),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

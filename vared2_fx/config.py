@@ -193,7 +193,7 @@ class FinetuneConfig:
     """Epochs over which the learning rates rise from zero."""
 
     label_smoothing: float = 0.0
-    """Of the cross-entropy."""
+    """Of the cross-entropy; with `variants_first`, of the epochs of `own_share`."""
 
     mixup: float = 0.0
     """α of mixup: clips of a batch are blended, and their labels alike, by a weight from Beta(α, α); 0.2 is usual, 0
@@ -231,8 +231,9 @@ class FinetuneConfig:
     """Of `softmax` and `gumbel` gates, at the first and at the last step; exponential between. See `Gate`."""
 
     own_share: float = 0.0
-    """With `variants_first`: share of the epochs, the last ones, that train the weights under the decisions of fitted
-    gates, which are fitted again at the end."""
+    """With `variants_first`: share of the epochs, the last ones, that train what fitted gates decide, and that alone;
+    the original teaches it, if it teaches at all. Gates are fitted again at the end. Choices that gates seldom take get
+    worse meanwhile."""
 
     gate_loss_weight: float = 3.0
     """With `variants_first`: what a loss of 1 counts for the gates beside the share of the multiply-adds; the larger,
@@ -305,15 +306,18 @@ class FinetuneConfig:
         object.__setattr__(self, "target_macs", read_target("FinetuneConfig: target_macs", self.target_macs))
         _one_of("FinetuneConfig: schedule", self.schedule, get_args(Schedule))
         joint = self.schedule == "joint"
-        others = (
-            ("self_distill_weight", "settle_gates") if joint else ("label_smoothing", "patience", "mixup", "ema_decay")
-        )
+        others = ("self_distill_weight", "settle_gates") if joint else ("patience", "mixup", "ema_decay")
         for name in others:
             if getattr(self, name):
                 raise ConvertError(
                     f"FinetuneConfig: {name} has no effect with schedule={self.schedule!r}; leave it out, or take "
                     f"schedule={'variants_first' if joint else 'joint'!r}."
                 )
+        if self.label_smoothing and not joint and not self.own_share:
+            raise ConvertError(
+                "FinetuneConfig: label_smoothing has no effect with schedule='variants_first' unless own_share is "
+                "above 0; leave it out, or give both."
+            )
         if self.feature_distill_weight and not self.distill_weight + self.self_distill_weight:
             raise ConvertError(
                 "FinetuneConfig: feature_distill_weight goes with a teacher: distill_weight=1 or self_distill_weight=1."

@@ -77,8 +77,10 @@ def run_recipe(
     """
     original, full = TEACHERS[recipe.teacher]
     config = replace(config, distill_weight=original, self_distill_weight=full)
+    if recipe.schedule == "joint" or config.own_share:
+        config = replace(config, label_smoothing=SMOOTHING)
     if recipe.schedule == "joint":
-        config = replace(config, schedule="joint", settle_gates=False, own_share=0.0, label_smoothing=SMOOTHING)
+        config = replace(config, schedule="joint", settle_gates=False, own_share=0.0)
     start = converted(base, recipe, loaders["calibrate"], config.seed)
     result: dict[str, Any] = {"before": _rungs(start, loaders["test"]), "points": {}, "seconds": 0.0}
     for target in targets:

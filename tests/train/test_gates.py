@@ -235,6 +235,8 @@ def test_clear_errors():
     with pytest.raises(TrainError, match="target=60, expected a share"):
         vr.fit_gates(dynamic, tiny_loader(), target=60)
     with pytest.raises(ConvertError, match="leave it out, or take schedule='joint'"):
+        vr.FinetuneConfig(schedule="variants_first", mixup=0.1)
+    with pytest.raises(ConvertError, match=r"label_smoothing has no effect .* unless own_share is above 0"):
         vr.FinetuneConfig(schedule="variants_first", label_smoothing=0.1)
 
 

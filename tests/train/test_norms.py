@@ -12,6 +12,7 @@ from vared2_fx import ConvertConfig
 from vared2_fx.errors import DataError, TrainError
 from vared2_fx.layers import DynamicBlock, SlimNorm
 from vared2_fx.passes.rewrite import regions
+from vared2_fx.train.regress import settle_gate
 
 LOADER = [make_clip(4, 3, 8, 32, 32, seed=seed) for seed in range(3)]
 
@@ -66,3 +67,30 @@ def test_clear_errors():
         vr.recalibrate_norms(dynamic, [])
     assert all(torch.equal(value, before[name]) for name, value in dynamic.state_dict().items()), "nothing is lost"
     assert all(isinstance(region, DynamicBlock) for region in regions(dynamic).values())
+
+
+def statistics(region: DynamicBlock) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in region.statistics.state_dict().items()}
+
+
+def test_settled_gates_are_measured_together():
+    dynamic = converted(shares=(1.0, 0.5))
+    found = regions(dynamic)
+    slim, first = vr.Choice(1, 0.5), next(iter(found))
+    others = [path for path, region in found.items() if slim in region.grid.all()]
+    assert others
+    assert first not in others
+    vr.recalibrate_norms(dynamic, LOADER)
+    alike = {path: statistics(region) for path, region in found.items()}
+    for path, region in found.items():
+        settle_gate(region.gate, vr.Choice(2, 1.0) if path == first else slim)
+    vr.recalibrate_norms(dynamic, LOADER)
+    for path in others:
+        place = found[path].grid.all().index(slim) - 1
+        changed = [name for name, value in statistics(found[path]).items() if not torch.equal(value, alike[path][name])]
+        assert changed, "it sees other maps, as the first region takes another choice"
+        assert all(name.startswith(f"{place}.") for name in changed), "all other choices are taken alike, as before"
+    means = [name for name in alike[first] if name.endswith(("running_mean", "running_var"))]
+    assert means
+    for name in means:
+        torch.testing.assert_close(statistics(found[first])[name], alike[first][name])

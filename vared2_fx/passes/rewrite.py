@@ -1,6 +1,6 @@
 """Put dynamic regions in, take decisions out, fix choices: GraphModule → new GraphModule."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -97,12 +97,18 @@ def make_region(conv: nn.Module, grid: ChoiceGrid, config: ConvertConfig, *, mea
 
 def regions(gm: fx.GraphModule) -> dict[str, DynamicRegion]:
     """The dynamic regions of a converted network by path, in the order in which they run."""
-    found: dict[str, DynamicRegion] = {}
-    for node in calls(gm, nn.Module):
-        if isinstance(module_of(gm, node), DynamicRegion):
-            found[str(node.target)] = module_of(gm, node)
-        found.update({path: module.region for path, module in inner_regions(gm, str(node.target)).items()})
-    return found
+    return dict(called_regions(gm))
+
+
+def called_regions(gm: fx.GraphModule) -> Iterator[tuple[str, DynamicRegion]]:
+    """`regions`, found one by one: a policy is entered around single calls, which must not wait for a whole search."""
+    for node in gm.graph.find_nodes(op="call_module"):
+        module = module_of(gm, node)
+        if isinstance(module, DynamicRegion):
+            yield str(node.target), module
+        elif module._modules:
+            for path, gated in inner_regions(gm, str(node.target)).items():
+                yield path, gated.region
 
 
 def with_decisions(dynamic: fx.GraphModule) -> fx.GraphModule:

@@ -11,7 +11,7 @@ from vared2_fx.errors import ConvertError
 from vared2_fx.layers import FULL, Choice, ChoiceGrid, fixed_decisions
 from vared2_fx.passes.decisions import without_decisions
 from vared2_fx.passes.leaves import WHOLE
-from vared2_fx.passes.rewrite import fix_choices, regions, remove_gates
+from vared2_fx.passes.rewrite import called_regions, fix_choices, regions, remove_gates
 from vared2_fx.passes.trace import CONVERSION, copy_model
 from vared2_fx.patterns import check_pattern, matching, no_match
 from vared2_fx.wrappers import unwrapped
@@ -124,7 +124,7 @@ def converted(where: str, dynamic: nn.Module) -> fx.GraphModule:
     network = unwrapped(dynamic)
     if isinstance(network, fx.GraphModule):
         network = without_decisions(network)
-    if not isinstance(network, fx.GraphModule) or not regions(network):
+    if not isinstance(network, fx.GraphModule) or next(called_regions(network), None) is None:
         raise ConvertError(
             f"{where}: this {type(network).__name__} holds no dynamic region. Pass what convert or load returned; what "
             "was specialised has lost its gates."

@@ -1,6 +1,7 @@
 """Statistics of batch norms for what each choice computes [ours]."""
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -12,6 +13,7 @@ from vared2_fx.modes import evaluating
 from vared2_fx.packing import packer
 from vared2_fx.passes.rewrite import regions
 from vared2_fx.policy.fix import policy
+from vared2_fx.train.regress import settled_place
 from vared2_fx.train.variants import uniform_choices
 
 
@@ -19,8 +21,10 @@ def recalibrate_norms(dynamic: fx.GraphModule, clips: Iterable[Any]) -> int:
     """Measure the statistics of every choice's own batch norms anew.
 
     At conversion they are those of the full choice, but half of the frames, or of the channels, have others. Every
-    choice, taken in all regions alike, sees every clip; the statistics become the mean over the batches. The norms of
-    the full choice, which are the original network's, stay as they are, and so do all weights.
+    choice, taken in all regions alike, sees every clip; the statistics become the mean over the batches. Where all
+    gates are settled (`fit_gates`), what they take is measured as they take it together: behind a region that computes
+    less than others a region sees other maps. The norms of the full choice, which are the original network's, stay as
+    they are, and so do all weights.
 
     Args:
         dynamic: a network converted with granularity `block` or `stage`; changed in place. Its mode is restored.
@@ -33,14 +37,13 @@ def recalibrate_norms(dynamic: fx.GraphModule, clips: Iterable[Any]) -> int:
         TrainError: the network has no norms of a choice's own: granularity `conv`, or no batch norm in any block.
         DataError: the loader gives no clips.
     """
-    owners = _blocks(dynamic)
-    norms = _own_norms(owners)
+    norms = _own_norms(dynamic)
     if not norms:
         raise TrainError(
             "recalibrate_norms: no choice has batch norms of its own; they come with granularity 'block' or 'stage', "
             "at granularity 'conv' every choice gives the norm behind it all frames and channels."
         )
-    momentum = {norm: norm.momentum for norm in norms}
+    momentum, policies = {norm: norm.momentum for norm in norms}, _policies(dynamic)
     pack, like, num_clips = packer(dynamic), next(dynamic.parameters()), 0
     try:
         with evaluating(dynamic):
@@ -53,8 +56,8 @@ def recalibrate_norms(dynamic: fx.GraphModule, clips: Iterable[Any]) -> int:
                         norm.reset_running_stats()
                         norm.momentum = None  # the mean over all batches
                 num_clips += len(batch.video)
-                for choice in uniform_choices(dynamic)[1:]:
-                    _see(dynamic, owners, choice, pack(batch.video))
+                for choices, measured in policies:
+                    _see(dynamic, choices, measured, pack(batch.video))
     finally:
         for norm, value in momentum.items():
             norm.momentum = value
@@ -65,31 +68,51 @@ def recalibrate_norms(dynamic: fx.GraphModule, clips: Iterable[Any]) -> int:
 
 def has_own_norms(dynamic: fx.GraphModule) -> bool:
     """Whether choices have batch norms that `recalibrate_norms` measures."""
-    return bool(_own_norms(_blocks(dynamic)))
+    return bool(_own_norms(dynamic))
 
 
 def own_statistics(dynamic: fx.GraphModule) -> list[Tensor]:
     """Means and variances that `recalibrate_norms` measures."""
-    values = [value for norm in _own_norms(_blocks(dynamic)) for value in (norm.running_mean, norm.running_var)]
+    values = [value for norm in _own_norms(dynamic) for value in (norm.running_mean, norm.running_var)]
     return [value for value in values if value is not None]
 
 
-def _blocks(dynamic: fx.GraphModule) -> list[DynamicBlock]:
-    return [region for region in regions(dynamic).values() if isinstance(region, DynamicBlock)]
+def _blocks(dynamic: fx.GraphModule) -> dict[str, DynamicBlock]:
+    return {path: region for path, region in regions(dynamic).items() if isinstance(region, DynamicBlock)}
 
 
-def _own_norms(owners: list[DynamicBlock]) -> list[nn.BatchNorm3d]:
-    return [norm for region in owners for norm in region.statistics.modules() if isinstance(norm, nn.BatchNorm3d)]
+def _own_norms(dynamic: fx.GraphModule) -> list[nn.BatchNorm3d]:
+    return [norm for region in _blocks(dynamic).values() for norm in _norms_in(region.statistics)]
 
 
-def _see(dynamic: fx.GraphModule, owners: list[DynamicBlock], choice: Choice, clips: tuple[Any, ...]) -> None:
-    """Let the norms of `choice` see what it computes of the clips."""
-    own = [region.statistics_of(choice) for region in owners]
+def _norms_in(module: nn.Module) -> list[nn.BatchNorm3d]:
+    return [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm3d)]
+
+
+def _policies(dynamic: fx.GraphModule) -> list[tuple[dict[str, Choice], set[str]]]:
+    """The choices of all regions to be computed, policy after policy, and the regions that are then measured."""
+    grids = {path: region.grid for path, region in _blocks(dynamic).items()}
+    places = {path: settled_place(region.gate) for path, region in _blocks(dynamic).items()}
+    settled = {path: grids[path][place] for path, place in places.items() if place is not None}
+    if len(settled) < len(grids):
+        settled = {}
+    alike = [{path: grid.nearest(choice) for path, grid in grids.items()} for choice in uniform_choices(dynamic)[1:]]
+    policies = [(choices, {path for path in grids if settled.get(path) != choices[path]}) for choices in alike]
+    return [(choices, measured) for choices, measured in [(settled, set(settled)), *policies] if measured]
+
+
+def _see(dynamic: fx.GraphModule, choices: dict[str, Choice], measured: set[str], clips: tuple[Any, ...]) -> None:
+    """Compute these choices with the batch's own statistics everywhere; some regions' norms count them."""
+    blocks = _blocks(dynamic)
+    norms = {path: _norms_in(blocks[path].statistics_of(choice)) for path, choice in choices.items()}
     try:
-        for norms in own:
-            norms.train()
-        with policy(dynamic, {"*": choice}):
+        for path, some in norms.items():
+            for norm in some:
+                norm.train()
+                norm.track_running_stats = path in measured
+        with policy(dynamic, choices):
             dynamic(*clips)
     finally:
-        for norms in own:
-            norms.eval()
+        for norm in chain.from_iterable(norms.values()):
+            norm.eval()
+            norm.track_running_stats = True

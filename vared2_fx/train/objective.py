@@ -67,7 +67,7 @@ class Objective:
             batch: clips on the device, with labels unless a teacher gives them.
             step: of the run.
             meter: counts the clips.
-            fitted: with variants first, train under the gates' own decisions.
+            fitted: with variants first, train what the gates decide, and that alone.
             weight: of these clips beside those of other processes, see `weight_of_clips`.
 
         Raises:
@@ -89,7 +89,7 @@ class Objective:
             with fixed_decisions(choices), self._accelerator.autocast(), watching(self._classifier) as seen:
                 output, decisions = self._observed(*self._pack(video))
                 check_scores(labels, output)
-                loss = self._task(output.float(), labels if labelled else None, kept)
+                loss = self._task(output.float(), labels if labelled else None, kept, forgiving=not (joint or fitted))
                 if lesson is not None:
                     loss = loss + taught * self._unlike(output, seen, lesson)
                 correct, dense = output.argmax(1) == labels, self.dense(video)
@@ -98,19 +98,19 @@ class Objective:
                 if joint:
                     price = self._efficiency(decisions, usage, correct, dense, weight)
                     loss = loss + self._efficiency_weight(step) * price
-            if number == 0 and self._self_taught:
+            if number == 0 and self._self_taught and not fitted:
                 lesson = Lesson(output.detach().float(), seen[0].detach() if seen else None)
                 taught = self._config.self_distill_weight
             yield weight * loss
 
     def _policies(self, *, fitted: bool) -> Iterator[Mapping[Gate, tuple[int, int]]]:
         """What to compute, one after another; where the full choice teaches the others, it is the first."""
-        if self._self_taught:
-            yield dict.fromkeys(self._gates, (0, 0))
         if fitted or self._config.schedule == "joint":
             yield {}
-        else:
-            yield from drawn_policies(self._gates, self._choices)
+            return
+        if self._self_taught:
+            yield dict.fromkeys(self._gates, (0, 0))
+        yield from drawn_policies(self._gates, self._choices)
 
     def dense(self, video: Tensor) -> int:
         """Multiply-adds of the original for a clip of this size, measured once."""
@@ -119,10 +119,10 @@ class Objective:
             self._dense[shape] = dense_macs(self._dynamic, self._pack(video))
         return self._dense[shape]
 
-    def _task(self, output: Tensor, labels: Tensor | None, kept: float) -> Tensor:
+    def _task(self, output: Tensor, labels: Tensor | None, kept: float, *, forgiving: bool) -> Tensor:
         if labels is None:
             return output.new_zeros(())
-        if self._config.schedule != "joint":
+        if forgiving:
             return forgiving_loss(output, labels)
         cross_entropy = partial(F.cross_entropy, output, label_smoothing=self._config.label_smoothing)
         loss = kept * cross_entropy(labels)
