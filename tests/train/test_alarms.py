@@ -15,7 +15,7 @@ HALF = Choice(2, 1.0)
 def evaluation(macs: list[int], choices: dict[str, dict[Choice, int]]) -> Evaluation:
     clips = [ClipResult(name="", label=i % 2, prediction=0, macs=m, rank=i % 7) for i, m in enumerate(macs)]
     layers = {path: LayerDecisions(share=0.5, entropy=0.0, choices=counts) for path, counts in choices.items()}
-    return Evaluation(clips=tuple(clips), loss=0.0, dense_macs=100, layers=layers)
+    return Evaluation(clips=tuple(clips), dense_macs=100, layers=layers)
 
 
 def test_what_decides_raises_no_alarm():

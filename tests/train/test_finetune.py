@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import vared2_fx as vr
 from vared2_fx.errors import CheckpointError, ConvertError, DataError, TrainError
 from vared2_fx.layers import DynamicRegion
+from vared2_fx.train.history import EpochLog, best_of, rank
 from vared2_fx.train.optimizer import make_optimizer, parameter_groups
 
 
@@ -42,8 +43,8 @@ def test_same_seed_same_weights():
 def test_the_network_has_the_best_epochs_weights(tmp_path):
     dynamic = vr.convert(small_net())
     result = vr.finetune(dynamic, *loaders(), config(out=str(tmp_path)))
-    best = result.history[result.best_epoch]
-    assert best.objective == min(epoch.objective for epoch in result.history)
+    best = best_of(result.history)
+    assert best.epoch == result.best_epoch
     assert vr.evaluate(dynamic, loaders()[1]).share == pytest.approx(best.share)
     saved = vr.load(tmp_path / "best", base=small_net())
     assert all(torch.equal(saved.state_dict()[k], v) for k, v in dynamic.state_dict().items())
@@ -52,12 +53,33 @@ def test_the_network_has_the_best_epochs_weights(tmp_path):
     assert not dynamic.training
 
 
+@pytest.mark.parametrize(("error", "epoch"), [(0.0, 1), (0.05, 2), (0.3, 4)])
+def test_the_best_epoch_is_the_last_within_the_standard_error(error, epoch):
+    values = dict.fromkeys(("train_loss", "train_accuracy", "train_share", "accuracy", "share"), 0.0)
+    values |= dict.fromkeys(("min_share", "max_share", "seconds"), 0.0)
+    history = [
+        EpochLog(epoch=number, objective=objective, objective_error=error, **values)
+        for number, objective in enumerate((1.0, 0.4, 0.44, 0.5, 0.6, 0.9))
+    ]
+    assert best_of(history).epoch == epoch
+    assert best_of([*history, EpochLog(epoch=6, objective=0.4, **values)]).epoch == 6, "of equals the later"
+
+
+def test_the_objectives_standard_error():
+    result = vr.finetune(vr.convert(small_net()), *loaders(), config(epochs=1, efficiency_weight=0.0))
+    wrong = 1.0 - result.history[1].accuracy
+    num_clips = len(loaders()[1].dataset)
+    assert 0 < wrong < 1
+    assert result.history[1].objective == pytest.approx(wrong)
+    assert result.history[1].objective_error == pytest.approx((wrong * (1 - wrong) / (num_clips - 1)) ** 0.5)
+
+
 def test_patience_ends_a_run_that_gets_worse():
     train, val = loaders(160)
     wrong = [(clips, 1 - labels) for clips, labels in val]
     worse = {"lr": 1e-2, "gate_lr": 0.0, "efficiency_weight": 0.0}
     result = vr.finetune(vr.convert(small_net()), train, wrong, config(epochs=9, patience=2, **worse))
-    assert len(result.history) == 1 + result.best_epoch + 2 < 10
+    assert len(result.history) == 1 + min(result.history, key=rank).epoch + 2 < 10
     patient = vr.finetune(vr.convert(small_net()), train, wrong, config(epochs=4, **worse))
     assert len(patient.history) == 5
 

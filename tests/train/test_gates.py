@@ -211,7 +211,6 @@ def test_the_schedule_ends_with_fitted_gates():
     result = vr.finetune(dynamic, tiny_loader(), tiny_loader(), config)
     assert [epoch.epoch for epoch in result.history] == [0, 1]
     best, found = result.history[result.best_epoch], result.evaluation
-    assert best.objective == min(epoch.objective for epoch in result.history)
     assert best.objective == pytest.approx(found.share + config.gate_loss_weight * found.loss), "what gates aim at"
     assert 0.2 < result.history[1].train_share < 1.0, "weights are trained with reduced choices, whatever gates say"
     if result.best_epoch == 1:
@@ -248,9 +247,9 @@ def test_blocks_are_trained_with_statistics_of_their_own(monkeypatch, schedule, 
     loader = [(make_clip(4, 3, 8, 16, 16, seed=seed), torch.arange(4)) for seed in range(2)]
     seen, module = [], sys.modules["vared2_fx.train.finetune"]
 
-    def watched(dynamic: torch.fx.GraphModule, clips: object) -> int:
+    def watched(dynamic: torch.fx.GraphModule, clips: object, **options: bool) -> int:
         before = {path: value.clone() for path, value in dynamic.named_buffers() if ".statistics." in path}
-        num_clips = vr.recalibrate_norms(dynamic, clips)
+        num_clips = vr.recalibrate_norms(dynamic, clips, **options)
         seen.append(any(not torch.equal(value, dynamic.get_buffer(path)) for path, value in before.items()))
         return num_clips
 

@@ -90,6 +90,15 @@ def test_settled_gates_are_measured_together():
         changed = [name for name, value in statistics(found[path]).items() if not torch.equal(value, alike[path][name])]
         assert changed, "it sees other maps, as the first region takes another choice"
         assert all(name.startswith(f"{place}.") for name in changed), "all other choices are taken alike, as before"
+    together = {path: statistics(region) for path, region in found.items()}
+    assert vr.recalibrate_norms(dynamic, LOADER[:1], taken_only=True) == 4
+    for path in others:
+        changed = [
+            name for name, value in statistics(found[path]).items() if not torch.equal(value, together[path][name])
+        ]
+        assert changed
+        assert all(name.startswith(f"{found[path].grid.all().index(slim) - 1}.") for name in changed)
+    vr.recalibrate_norms(dynamic, LOADER)
     means = [name for name in alike[first] if name.endswith(("running_mean", "running_var"))]
     assert means
     for name in means:

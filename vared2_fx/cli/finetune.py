@@ -211,7 +211,8 @@ def finetune(
     """Train a network to keep its answers while its gates learn what can be left out.
 
     A network of the zoo is converted first, and gets a last layer for the classes of --train where these are not as
-    many as its own. The best epoch is what is saved: fewest errors plus λ times the multiply-adds, on --val.
+    many as its own. The best epoch is what is saved: fewest errors plus λ times the multiply-adds, on --val, or the
+    last one that is as good within the standard error.
 
     Examples:
     * `vared2 finetune x3d_s --pretrained --train clips/train --val clips/val --out runs/x3d_s --target-macs 0.6`

@@ -9,7 +9,7 @@ from typing import Any
 from vared2_fx.errors import ReportError
 from vared2_fx.report.text import wrap
 from vared2_fx.tables import percent, text_table
-from vared2_fx.train.history import EpochLog, rank
+from vared2_fx.train.history import EpochLog, best_of
 
 LOG_FILE = "log.jsonl"
 _SHOWN = 8
@@ -28,7 +28,7 @@ class RunLog:
     def best(self) -> EpochLog | None:
         """The epoch whose network is in `best/`; None where every objective is NaN."""
         known = [epoch for epoch in self.epochs if math.isfinite(epoch.objective)]
-        return min(known, key=rank) if known else None
+        return best_of(known) if known else None
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -33,6 +33,8 @@ class ClipResult:
     """Multiply-adds that it took, all overhead counted."""
     rank: int = 0
     """How many classes had a larger output than the label's; 0: the prediction is right."""
+    loss: float = 0.0
+    """Cross-entropy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,8 +53,6 @@ class Evaluation:
     """A converted network on data."""
 
     clips: tuple[ClipResult, ...]
-    loss: float
-    """Mean cross-entropy per clip."""
     dense_macs: int
     """Multiply-adds per clip of the original network."""
     agreement: bool = False
@@ -61,6 +61,11 @@ class Evaluation:
     """What each region computed, by path; empty for a static network."""
     videos: tuple[VideoResult, ...] = ()
     """The same clips by video, answered by the mean of their probabilities; empty where batches have no names."""
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy per clip."""
+        return sum(clip.loss for clip in self.clips) / len(self.clips)
 
     @property
     def accuracy(self) -> float:
@@ -183,7 +188,7 @@ def evaluate(
     like = next(model.parameters())
     results: list[ClipResult] = []
     dense: dict[tuple[int, ...], int] = {}
-    counts, loss, labelled, views = DecisionCounts(), 0.0, set[bool](), ViewMeans()
+    counts, labelled, views = DecisionCounts(), set[bool](), ViewMeans()
     asked = evaluating(original) if isinstance(original, nn.Module) else nullcontext()
     with evaluating(model), asked:
         observed = _observed(model)
@@ -199,7 +204,6 @@ def evaluate(
             if shape not in dense:
                 dense[shape] = dense_macs(model, pack(batch.video))
             counts.add(decisions)
-            loss += float(F.cross_entropy(output.float(), labels, reduction="sum"))
             macs = clip_macs(decisions, dense[shape]).expand(len(labels))
             views.add(batch.names, labels, output, macs)
             rows = zip(
@@ -208,16 +212,18 @@ def evaluate(
                 output.argmax(1).tolist(),
                 macs.tolist(),
                 (output > output.gather(1, labels[:, None])).sum(1).tolist(),
+                F.cross_entropy(output.float(), labels, reduction="none").tolist(),
                 strict=True,
             )
-            results.extend(ClipResult(name=n, label=y, prediction=p, macs=m, rank=r) for n, y, p, m, r in rows)
+            results.extend(
+                ClipResult(name=n, label=y, prediction=p, macs=m, rank=r, loss=c) for n, y, p, m, r, c in rows
+            )
     if not results:
         raise DataError("evaluate: the loader gave no clips.")
     if len(labelled) > 1:
         raise DataError("evaluate: some batches have labels and some have none; evaluate them apart.")
     return Evaluation(
         clips=tuple(results),
-        loss=loss / len(results),
         dense_macs=max(dense.values()),
         agreement=labelled == {False},
         layers=counts.found(_grids(model)),

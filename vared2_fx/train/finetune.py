@@ -24,7 +24,7 @@ from vared2_fx.train.board import Board
 from vared2_fx.train.distill import Answered, Teacher, classifier_of, make_teacher
 from vared2_fx.train.evaluate import Evaluation, evaluate
 from vared2_fx.train.gates import fit_gates
-from vared2_fx.train.history import EpochLog, EpochMeter, log_of, rank
+from vared2_fx.train.history import EpochLog, EpochMeter, best_of, log_of, rank
 from vared2_fx.train.norms import has_own_norms, own_statistics, recalibrate_norms
 from vared2_fx.train.objective import Objective, check_finite
 from vared2_fx.train.optimizer import make_optimizer
@@ -43,6 +43,7 @@ class FinetuneResult:
 
     history: tuple[EpochLog, ...]
     best_epoch: int
+    """The one that `best_of` the history gives: the last that is, within its standard error, as good as any."""
     evaluation: Evaluation
     """Of the best epoch, whose weights the network has now."""
 
@@ -167,13 +168,13 @@ class _Run:
                 if epoch in self.fits:
                     self._fit_gates()
                 elif epoch > self.first_fit:
-                    self._recalibrate()
+                    self._recalibrate(taken_only=True)
                 self._finish_epoch(epoch, meter, time.perf_counter() - start)
         self.dynamic.load_state_dict(self.best_weights)
         self.dynamic.eval()
         return FinetuneResult(
             history=tuple(self.history),
-            best_epoch=min(self.history, key=rank).epoch,
+            best_epoch=best_of(self.history).epoch,
             evaluation=evaluate(self.dynamic, self.val_loader, original=self.teacher),
         )
 
@@ -185,10 +186,10 @@ class _Run:
             "teacher": None if self.teacher is None else self.teacher.fingerprint(),
         }
 
-    def _recalibrate(self) -> None:
+    def _recalibrate(self, *, taken_only: bool = False) -> None:
         """Each choice is trained with statistics of its own, where it has some; processes, which see parts, share."""
         if has_own_norms(self.dynamic):
-            recalibrate_norms(self.dynamic, self.train_loader)
+            recalibrate_norms(self.dynamic, self.train_loader, taken_only=taken_only)
             average_over_processes(own_statistics(self.dynamic))
             if self.average is not None:  # of the joint schedule, which measures before the first step only
                 self.average.module.load_state_dict(self.dynamic.state_dict())
@@ -201,6 +202,8 @@ class _Run:
             self.dynamic, loader, loss_weight=config.gate_loss_weight, target=config.target, settle=config.settle_gates
         )
         log.info("gates: %s", fit)
+        if fit.settled is not None:
+            self._recalibrate(taken_only=True)
 
     def _train_epoch(self, epoch: int, bar: TrainingBar) -> EpochMeter:
         meter = EpochMeter()
@@ -271,7 +274,7 @@ class _Run:
         log.info("epoch %d of %d: %s", epoch, self.config.epochs, evaluation)
         for alarm in alarms if epoch else ():  # as converted, no gate decides anything yet
             log.info("epoch %d: %s", epoch, alarm)
-        if min(self.history, key=rank).epoch == epoch:
+        if best_of(self.history).epoch == epoch:
             self.best_weights = {k: v.detach().cpu().clone() for k, v in self.kept.state_dict().items()}
             self.folder.save_best(self.kept)
         if self.board is not None and self.accelerator.is_main_process:

@@ -1,6 +1,7 @@
 """A run in numbers, epoch by epoch."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -31,10 +32,13 @@ class EpochLog:
     max_share: float
     objective: float
     """What the best epoch has least of, in the evaluation: errors plus λ times the efficiency loss; with variants first
-    the share of the multiply-adds plus `gate_loss_weight` times the cross-entropy, or that alone within a target."""
+    the share of the multiply-adds plus `gate_loss_weight` times the cross-entropy, or that alone within a target.
+    See `best_of`."""
     seconds: float
     num_failed: int = 0
     """Training clips that were missing in their batches, as they could not be read; of all processes."""
+    objective_error: float = 0.0
+    """Standard error of the objective, as clips differ."""
     alarms: int = 0
     """How many `collapse_alarms` the evaluation raised."""
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -46,7 +50,7 @@ def log_of(
     epoch: int, meter: "EpochMeter", evaluation: Evaluation, config: FinetuneConfig, *, seconds: float, alarms: int
 ) -> EpochLog:
     """An epoch in numbers, from what was counted while training and what was evaluated after it."""
-    layers = evaluation.layers.items()
+    layers, (objective, error) = evaluation.layers.items(), _objective(evaluation, config)
     return EpochLog(
         epoch=epoch,
         train_loss=meter.loss,
@@ -56,7 +60,8 @@ def log_of(
         share=evaluation.share,
         min_share=evaluation.min_macs / evaluation.dense_macs,
         max_share=evaluation.max_macs / evaluation.dense_macs,
-        objective=_objective(evaluation, config),
+        objective=objective,
+        objective_error=error,
         seconds=seconds,
         num_failed=int(meter.num_failed),
         alarms=alarms,
@@ -64,25 +69,38 @@ def log_of(
     )
 
 
-def _objective(evaluation: Evaluation, config: FinetuneConfig) -> float:
-    """What training minimises, on what evaluation computed.
+def _objective(evaluation: Evaluation, config: FinetuneConfig) -> tuple[float, float]:
+    """What training minimises, on what evaluation computed, and its standard error.
 
     With variants first the price that gates are fitted to, see `fit_gates`. Else the loss, with errors in place of
     cross-entropy. An epoch that misses the target stands behind all that do not.
     """
     excess = 0.0 if config.target is None else max(0.0, evaluation.share - config.target)
-    behind = _BEHIND * (excess > TOLERANCE)
+    shares = torch.tensor([clip.macs / evaluation.dense_macs for clip in evaluation.clips], dtype=torch.float64)
     if config.schedule == "variants_first":
-        price = evaluation.share if config.target is None else 0.0
-        return behind + price + config.gate_loss_weight * evaluation.loss
-    squares = [(clip.macs / evaluation.dense_macs) ** 2 for clip in evaluation.clips]
-    efficiency = sum(squares) / len(squares) if config.target is None else excess
-    return behind + 1.0 - evaluation.accuracy + config.efficiency_weight * efficiency
+        losses = torch.tensor([clip.loss for clip in evaluation.clips], dtype=torch.float64)
+        values = config.gate_loss_weight * losses + (shares if config.target is None else 0.0)
+    else:
+        wrong = torch.tensor([clip.label != clip.prediction for clip in evaluation.clips], dtype=torch.float64)
+        values = wrong + config.efficiency_weight * (shares**2 if config.target is None else excess)
+    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return _BEHIND * (excess > TOLERANCE) + float(values.mean()), error
 
 
 def rank(epoch: EpochLog) -> tuple[float, int]:
-    """What the best epoch has least of."""
+    """What is smaller for the better epoch."""
     return epoch.objective, -epoch.epoch  # of equals the later: its gates are more settled
+
+
+def best_of(history: Sequence[EpochLog]) -> EpochLog:
+    """The epoch to keep: the last one whose objective is within the standard error of the least [ours].
+
+    The least of many noisy figures is partly luck, and learning rates fall to the end. With many clips the error is
+    small, and the least decides.
+    """
+    least = min(history, key=rank)
+    most = least.objective + least.objective_error
+    return max((epoch for epoch in history if epoch.objective <= most), key=lambda epoch: epoch.epoch, default=least)
 
 
 class EpochMeter:

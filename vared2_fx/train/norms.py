@@ -17,7 +17,7 @@ from vared2_fx.train.regress import settled_place
 from vared2_fx.train.variants import uniform_choices
 
 
-def recalibrate_norms(dynamic: fx.GraphModule, clips: Iterable[Any]) -> int:
+def recalibrate_norms(dynamic: fx.GraphModule, clips: Iterable[Any], *, taken_only: bool = False) -> int:
     """Measure the statistics of every choice's own batch norms anew.
 
     At conversion they are those of the full choice, but half of the frames, or of the channels, have others. Every
@@ -29,6 +29,7 @@ def recalibrate_norms(dynamic: fx.GraphModule, clips: Iterable[Any]) -> int:
     Args:
         dynamic: a network converted with granularity `block` or `stage`; changed in place. Its mode is restored.
         clips: a loader, as for `report`; labels are not needed. Batches as large as in training.
+        taken_only: where all gates are settled, measure nothing but what they take, which is sooner done.
 
     Returns:
         The number of clips seen.
@@ -43,7 +44,7 @@ def recalibrate_norms(dynamic: fx.GraphModule, clips: Iterable[Any]) -> int:
             "recalibrate_norms: no choice has batch norms of its own; they come with granularity 'block' or 'stage', "
             "at granularity 'conv' every choice gives the norm behind it all frames and channels."
         )
-    momentum, policies = {norm: norm.momentum for norm in norms}, _policies(dynamic)
+    momentum, policies = {norm: norm.momentum for norm in norms}, _policies(dynamic, taken_only=taken_only)
     pack, like, num_clips = packer(dynamic), next(dynamic.parameters()), 0
     try:
         with evaluating(dynamic):
@@ -52,7 +53,7 @@ def recalibrate_norms(dynamic: fx.GraphModule, clips: Iterable[Any]) -> int:
                 if not len(batch.video):
                     continue
                 if not num_clips:
-                    for norm in norms:
+                    for norm in _measured(dynamic, policies):
                         norm.reset_running_stats()
                         norm.momentum = None  # the mean over all batches
                 num_clips += len(batch.video)
@@ -89,16 +90,24 @@ def _norms_in(module: nn.Module) -> list[nn.BatchNorm3d]:
     return [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm3d)]
 
 
-def _policies(dynamic: fx.GraphModule) -> list[tuple[dict[str, Choice], set[str]]]:
+def _policies(dynamic: fx.GraphModule, *, taken_only: bool) -> list[tuple[dict[str, Choice], set[str]]]:
     """The choices of all regions to be computed, policy after policy, and the regions that are then measured."""
     grids = {path: region.grid for path, region in _blocks(dynamic).items()}
     places = {path: settled_place(region.gate) for path, region in _blocks(dynamic).items()}
     settled = {path: grids[path][place] for path, place in places.items() if place is not None}
     if len(settled) < len(grids):
         settled = {}
+    if settled and taken_only:
+        return [(settled, set(settled))]
     alike = [{path: grid.nearest(choice) for path, grid in grids.items()} for choice in uniform_choices(dynamic)[1:]]
     policies = [(choices, {path for path in grids if settled.get(path) != choices[path]}) for choices in alike]
     return [(choices, measured) for choices, measured in [(settled, set(settled)), *policies] if measured]
+
+
+def _measured(dynamic: fx.GraphModule, policies: list[tuple[dict[str, Choice], set[str]]]) -> list[nn.BatchNorm3d]:
+    blocks = _blocks(dynamic)
+    measured = [blocks[path].statistics_of(choices[path]) for choices, paths in policies for path in paths]
+    return [norm for some in measured for norm in _norms_in(some)]
 
 
 def _see(dynamic: fx.GraphModule, choices: dict[str, Choice], measured: set[str], clips: tuple[Any, ...]) -> None:
