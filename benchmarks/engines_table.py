@@ -43,7 +43,7 @@ PROFILE = """
 From `benchmarks/results/profile_ops.json`, which `benchmarks/profile_ops.py` measures: the engine's own profiler, one
 clip, {processor}. Milliseconds of a call, of the original and of the variant, and their ratio:
 convolutions, with what the engine fuses with them, and all other operators; then the largest of the others in the
-variant, in milliseconds.
+variant, in milliseconds. What falls short above may do so on the other machine only.
 
 | network | engine | | choice | ideal | convolutions, ms | others, ms | |
 | --- | --- | --- | --- | ---: | ---: | ---: | --- |
@@ -57,8 +57,8 @@ above. `full`: everything computed and no gate asked, by the original; we want 0
 share of the original's time; we want 2 %. After `autotune`, regions in which nothing pays ask none. Mixed: 8 clips that
 choose differently in each region, in one batch by one after the other, each by the original; we want 0.8. Then the
 speed-up of a choice that all gates make, after `autotune`; none should be below 1. **Bold** falls short. In x3d_m, of
-which a call is short and has many small regions, it is what Python takes: for its gates and regions, for finding each
-module by way of the graph, and for entering `vr.full`, which is part of what is timed.
+which a call is short and has many small regions, a look by hand finds Python: gates and regions, finding each
+module by way of the graph, entering `vr.full`, which is part of what is timed.
 
 | network | original, ms | full | gates | after | mixed | R = 2 | R = 4 | r = 1/2 | machine |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |

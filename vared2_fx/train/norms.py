@@ -1,7 +1,6 @@
 """Statistics of batch norms for what each choice computes [ours]."""
 
 from collections.abc import Iterable
-from itertools import chain
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -15,6 +14,9 @@ from vared2_fx.passes.rewrite import regions
 from vared2_fx.policy.fix import policy
 from vared2_fx.train.regress import settled_place
 from vared2_fx.train.variants import uniform_choices
+
+Args = tuple[Any, ...]
+Policy = tuple[dict[str, Choice], dict[nn.BatchNorm3d, bool]]
 
 
 def recalibrate_norms(dynamic: fx.GraphModule, clips: Iterable[Any], *, taken_only: bool = False) -> int:
@@ -53,12 +55,12 @@ def recalibrate_norms(dynamic: fx.GraphModule, clips: Iterable[Any], *, taken_on
                 if not len(batch.video):
                     continue
                 if not num_clips:
-                    for norm in _measured(dynamic, policies):
+                    for norm in {norm for _, norms in policies for norm, counts in norms.items() if counts}:
                         norm.reset_running_stats()
                         norm.momentum = None  # the mean over all batches
                 num_clips += len(batch.video)
-                for choices, measured in policies:
-                    _see(dynamic, choices, measured, pack(batch.video))
+                for choices, counting in policies:
+                    _see(dynamic, choices, counting, pack(batch.video))
     finally:
         for norm, value in momentum.items():
             norm.momentum = value
@@ -90,38 +92,39 @@ def _norms_in(module: nn.Module) -> list[nn.BatchNorm3d]:
     return [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm3d)]
 
 
-def _policies(dynamic: fx.GraphModule, *, taken_only: bool) -> list[tuple[dict[str, Choice], set[str]]]:
-    """The choices of all regions to be computed, policy after policy, and the regions that are then measured."""
-    grids = {path: region.grid for path, region in _blocks(dynamic).items()}
-    places = {path: settled_place(region.gate) for path, region in _blocks(dynamic).items()}
-    settled = {path: grids[path][place] for path, place in places.items() if place is not None}
-    if len(settled) < len(grids):
+def _policies(dynamic: fx.GraphModule, *, taken_only: bool) -> list[Policy]:
+    """The choices of all regions to be computed, policy after policy, and whether each norm in use counts the clips."""
+    blocks = _blocks(dynamic)
+    places = {path: settled_place(region.gate) for path, region in blocks.items()}
+    settled = {path: blocks[path].grid[place] for path, place in places.items() if place is not None}
+    if len(settled) < len(blocks):
         settled = {}
-    if settled and taken_only:
-        return [(settled, set(settled))]
-    alike = [{path: grid.nearest(choice) for path, grid in grids.items()} for choice in uniform_choices(dynamic)[1:]]
-    policies = [(choices, {path for path in grids if settled.get(path) != choices[path]}) for choices in alike]
-    return [(choices, measured) for choices, measured in [(settled, set(settled)), *policies] if measured]
+    alike = [
+        {path: region.grid.nearest(choice) for path, region in blocks.items()} for choice in uniform_choices(dynamic)
+    ]
+    found = [(choices, {path for path in blocks if settled.get(path) != choices[path]}) for choices in alike[1:]]
+    if settled:
+        found = [(settled, set(settled)), *([] if taken_only else found)]
+    return [
+        (
+            choices,
+            {norm: path in counted for path in blocks for norm in _norms_in(blocks[path].statistics_of(choices[path]))},
+        )
+        for choices, counted in found
+        if counted
+    ]
 
 
-def _measured(dynamic: fx.GraphModule, policies: list[tuple[dict[str, Choice], set[str]]]) -> list[nn.BatchNorm3d]:
-    blocks = _blocks(dynamic)
-    measured = [blocks[path].statistics_of(choices[path]) for choices, paths in policies for path in paths]
-    return [norm for some in measured for norm in _norms_in(some)]
-
-
-def _see(dynamic: fx.GraphModule, choices: dict[str, Choice], measured: set[str], clips: tuple[Any, ...]) -> None:
-    """Compute these choices with the batch's own statistics everywhere; some regions' norms count them."""
-    blocks = _blocks(dynamic)
-    norms = {path: _norms_in(blocks[path].statistics_of(choice)) for path, choice in choices.items()}
+def _see(dynamic: fx.GraphModule, choices: dict[str, Choice], norms: dict[nn.BatchNorm3d, bool], clips: Args) -> None:
+    """Compute these choices with the batch's own statistics; norms that are True count them."""
+    tracked = {norm: norm.track_running_stats for norm in norms}
     try:
-        for path, some in norms.items():
-            for norm in some:
-                norm.train()
-                norm.track_running_stats = path in measured
+        for norm, counts in norms.items():
+            norm.train()
+            norm.track_running_stats = counts and tracked[norm]
         with policy(dynamic, choices):
             dynamic(*clips)
     finally:
-        for norm in chain.from_iterable(norms.values()):
+        for norm, value in tracked.items():
             norm.eval()
-            norm.track_running_stats = True
+            norm.track_running_stats = value
