@@ -1,14 +1,14 @@
-"""Routes beside the gates that they stand for, and beside the best single route, on the demo's scenes.
+"""Routes beside the gates that they stand for, and beside the best single route: on the demo's scenes, on AVLetters.
 
-    python benchmarks/routed_accuracy.py [--seeds 0 1] [--test-videos 100]
+    python benchmarks/routed_accuracy.py [--task scenes|avletters] [--seeds 0 1] [--test-videos 100]
 
-For each seed the demo's conversion and fine-tuning. Routes and router learn from scenes of their own, the curve is
-measured on others, and everything below on test scenes that none of these saw. At the gates' multiply-adds: accuracy of
-the gated network, of the routed one before and after joint fine-tuning, of the best single choice that costs no more
-(as the curve's scenes have it), and at other budgets routed and best single. Single choices are the routes, and each
-stride and share of channels everywhere or in one half of the regions. Aim: routed within 0.5 points of gated at the
-same mean multiply-adds, and ahead of the best single choice at equal cost. Differences are taken clip by clip, with
-their standard error: what is smaller than two of these is not told apart.
+For each seed conversion and fine-tuning (`routed_tasks.py`). Routes and router learn from clips of their own, the curve
+is measured on others, and everything below on test clips that none of these saw. At the gates' multiply-adds:
+accuracy of the gated network, of the routed one before and after joint fine-tuning, of the best single choice that
+costs no more (as the curve's clips have it), and at other budgets routed and best single. Single choices are the
+routes, and each stride and share of channels everywhere or in one half of the regions. Aim: routed within 0.5 points
+of gated at the same mean multiply-adds, and ahead of the best single choice at equal cost. Differences are taken clip
+by clip, with their standard error: what is smaller than two of these is not told apart.
 """
 
 import argparse
@@ -16,38 +16,25 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from avletters_parts.clips import data_file
 from common import RESULTS, write
+from routed_tasks import Task, avletters, scenes
 from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
 import vared2_fx as vr
 from vared2_fx.batches import read_labelled
-from vared2_fx.data import ClipConfig, make_loader
-from vared2_fx.data.scenes import generate_scenes
-from vared2_fx.demo import CONVERT, FINETUNE, NETWORK
 from vared2_fx.layers import FULL
 from vared2_fx.modes import evaluating
 from vared2_fx.passes.rewrite import regions
 
-VIDEOS = {"train": 60, "gates": 60, "routes": 60, "curve": 60}
 BUDGETS = (0.4, 0.5, 0.6, 0.7, 0.8)
-
-
-def loaders_of(folder: Path, seed: int, test_videos: int) -> dict[str, Any]:
-    """A loader for the weights; batches of the others, which are gone through many times, decoded once."""
-    config, loaders = ClipConfig.from_spec(vr.zoo.spec(NETWORK)), dict[str, Any]()
-    for offset, (split, count) in enumerate((VIDEOS | {"test": test_videos}).items()):
-        listing = generate_scenes(folder / split, videos_per_class=count, seed=1000 + 10 * seed + offset)
-        training = split == "train"
-        loader = make_loader(listing, config, batch_size=16, training=training, seed=seed, flip=False)
-        loaders[split] = loader if training else list(loader)
-    return loaders
 
 
 def hits_of(answer: Callable[[Tensor], Tensor], loader: Iterable[Any]) -> Tensor:
@@ -101,7 +88,7 @@ def singles_of(dynamic: fx.GraphModule, routed: vr.Routed, loaders: dict[str, An
 
 
 def best_single(singles: list[Single], budget: float) -> Single:
-    """The affordable one that was best on the curve's scenes; the cheapest where none is."""
+    """The affordable one that was best on the curve's clips; the cheapest where none is."""
     affordable = [single for single in singles if single.share <= budget]
     return max(affordable, key=lambda single: single.curve_top1, default=singles[0])
 
@@ -127,15 +114,12 @@ def at_budgets(
     return rows
 
 
-def run(seed: int, folder: Path, test_videos: int) -> dict[str, Any]:
-    loaders = loaders_of(folder, seed, test_videos)
-    base = vr.zoo.load(NETWORK, pretrained=True)
-    torch.manual_seed(seed)
-    dynamic = vr.convert(base, config=CONVERT)
-    vr.finetune(dynamic, loaders["train"], loaders["gates"], replace(FINETUNE, seed=seed, progress=False))
+def run(task: Task, seed: int) -> dict[str, Any]:
+    dynamic, loaders = task.dynamic, task.loaders
+    vr.finetune(dynamic, loaders["train"], loaders["gates"], task.finetune)
     gated, gated_hits = vr.evaluate(dynamic, loaders["test"]), network_hits(dynamic, loaders["test"])
     result: dict[str, Any] = {
-        "base": vr.evaluate(base, loaders["test"]).accuracy,
+        "base": vr.evaluate(task.base, loaders["test"]).accuracy,
         "gated": {"top1": gated.accuracy, "share": gated.share},
         "clips": len(gated.clips),
     }
@@ -155,17 +139,21 @@ def run(seed: int, folder: Path, test_videos: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=("scenes", "avletters"), default="scenes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--test-videos", type=int, default=100, metavar="N", help="of each class")
+    parser.add_argument("--test-videos", type=int, default=100, metavar="N", help="of each class of scenes")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    if args.task == "avletters" and not data_file().exists():
+        raise SystemExit(f"No {data_file()}: set VARED2_DATA to the folder that holds avletters/.")
     torch.set_num_threads(args.threads)
-    path = RESULTS / "routed_accuracy.json"
+    path = RESULTS / f"routed_accuracy_{args.task}.json"
     runs = json.loads(path.read_text())["runs"] if path.exists() else {}
     for seed in args.seeds:
         with tempfile.TemporaryDirectory() as folder:
-            runs[str(seed)] = run(seed, Path(folder), args.test_videos)
-        write("routed_accuracy", {"videos_per_class": VIDEOS, "runs": runs})
+            task = avletters(seed) if args.task == "avletters" else scenes(seed, Path(folder), args.test_videos)
+            runs[str(seed)] = run(task, seed)
+        write(path.stem, {"runs": runs})
 
 
 if __name__ == "__main__":

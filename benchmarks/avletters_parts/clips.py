@@ -4,7 +4,7 @@ N clips, T frames, H height, W width; clips are grey, so C = 1.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 FRAMES, STORED, CROP = 16, (45, 60), (42, 54)
 """What the base network sees of 12 … 40 frames of 60×80: so many, resized to `STORED`, and of that a crop."""
-_HELD_OUT = 4
-"""Training clips per letter that weights never see: for gates, thresholds and the choice of an epoch."""
+HELD_OUT = {"val": 4}
+"""Of the 20 training clips per letter those that weights never see: for gates, thresholds, the choice of an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,18 +35,20 @@ def data_file() -> Path:
     return folder / "avletters" / "avletters_lips.npz"
 
 
-def read_parts(seed: int, num_letters: int = 26) -> dict[str, Part]:
-    """`train`, `val`: 16 and 4 clips a letter of repetitions 1 and 2, drawn by `seed`; `test`: 10 of repetition 3."""
+def read_parts(seed: int, num_letters: int = 26, held_out: Mapping[str, int] = HELD_OUT) -> dict[str, Part]:
+    """`test`: 10 clips a letter, of repetition 3; of the others those held out, drawn by `seed`; `train`: the rest."""
     held = np.load(data_file())
     offsets, labels, repetition = (held[key] for key in ("offsets", "label", "repetition"))
     pictures = torch.from_numpy(held["frames"])[:, None].float()
     frames = F.interpolate(pictures, STORED, mode="bilinear", antialias=True)[:, 0].numpy()
     rng = np.random.default_rng(seed)
-    chosen: dict[str, list[int]] = {"train": [], "val": [], "test": np.flatnonzero(repetition == 3).tolist()}
+    chosen: dict[str, list[int]] = {"train": [], "test": np.flatnonzero(repetition == 3).tolist()}
     for letter in range(num_letters):
         known = rng.permutation(np.flatnonzero((labels == letter) & (repetition != 3))).tolist()
-        chosen["val"] += known[:_HELD_OUT]
-        chosen["train"] += known[_HELD_OUT:]
+        for name, count in held_out.items():
+            chosen.setdefault(name, []).extend(known[:count])
+            known = known[count:]
+        chosen["train"] += known
     return {
         name: Part(
             clips=tuple(frames[offsets[i] : offsets[i + 1]] for i in some if labels[i] < num_letters),
