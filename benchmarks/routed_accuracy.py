@@ -8,7 +8,8 @@ accuracy of the gated network, of the routed one before and after joint fine-tun
 costs no more (as the curve's clips have it), and at other budgets routed and best single. Single choices are the
 routes, and each stride and share of channels everywhere or in one half of the regions. Aim: routed within 0.5 points
 of gated at the same mean multiply-adds, and ahead of the best single choice at equal cost. Differences are taken clip
-by clip, with their standard error: what is smaller than two of these is not told apart.
+by clip, with their standard error: what is smaller than two of these is not told apart. What the gates' decisions get
+when they are dealt to other clips is there too.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 from avletters_parts.clips import data_file
+from avletters_parts.learned import point
 from common import RESULTS, write
 from routed_tasks import Task, avletters, scenes
 from torch import Tensor, fx
@@ -117,15 +119,15 @@ def at_budgets(
 def run(task: Task, seed: int) -> dict[str, Any]:
     dynamic, loaders = task.dynamic, task.loaders
     vr.finetune(dynamic, loaders["train"], loaders["gates"], task.finetune)
-    gated, gated_hits = vr.evaluate(dynamic, loaders["test"]), network_hits(dynamic, loaders["test"])
+    gated, gated_hits = point(dynamic, loaders["test"]), network_hits(dynamic, loaders["test"])
     result: dict[str, Any] = {
         "base": vr.evaluate(task.base, loaders["test"]).accuracy,
-        "gated": {"top1": gated.accuracy, "share": gated.share},
-        "clips": len(gated.clips),
+        "gated": gated,
+        "clips": len(gated_hits),
     }
     routes = vr.find_routes(dynamic, loaders["routes"])
     routed = vr.train_router(dynamic, routes, loaders["routes"], loaders["curve"], seed=seed)
-    budgets = (gated.share, *BUDGETS)
+    budgets = (gated["share"], *BUDGETS)
     result |= {
         "routes": str(routes),
         "router": str(routed),
