@@ -64,3 +64,18 @@ def test_waiting(monkeypatch, terminal, quiet_s, expected):
         time.sleep(0.3)
     assert ("Converting" in shown.getvalue()) == expected
     assert not any(isinstance(thread, threading.Timer) for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_lines_in_a_file_are_not_moved_to_the_terminal(monkeypatch, together):
+    """`command > lines` shows its bar on the terminal, and its lines are for the file."""
+    out, shown = (Terminal() if together else io.StringIO()), Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setattr(progress, "QUIET_S", 0.0)
+    for item in progress.track(range(3), "Counting"):
+        print(f"line {item}")
+    wanted = "line 0\nline 1\nline 2\n"
+    assert "Counting" in shown.getvalue()
+    assert (out.getvalue() == wanted) != together

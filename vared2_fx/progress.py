@@ -8,7 +8,7 @@ from threading import Timer
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ def track(items: Iterable[T], description: str, *, total: int | None = None, ena
         yield from items
         return
     total = _length(items) if total is None else total
-    progress = Progress(console=Console(stderr=True), transient=True)
+    progress = _bar()
     task = progress.add_task(description, total=total)
     started = time.monotonic()
     try:
@@ -45,7 +45,7 @@ def waiting(description: str) -> Iterator[None]:
         yield
         return
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    progress = _bar(*columns)
     progress.add_task(description, total=None)
     timer = Timer(QUIET_S, progress.start)
     timer.daemon = True
@@ -56,6 +56,12 @@ def waiting(description: str) -> Iterator[None]:
         timer.cancel()
         timer.join()
         progress.stop()
+
+
+def _bar(*columns: ProgressColumn) -> Progress:
+    """On stderr; what is printed meanwhile stands above it, but only if both are for a terminal."""
+    together = sys.stdout.isatty()
+    return Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=together)
 
 
 def _length(items: Iterable[object]) -> int | None:
