@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vared2_fx.config import EngineName
 from vared2_fx.deploy.engines.base import Settings
@@ -57,6 +57,10 @@ class CompileEngine(TorchEngine):
         return torch.compile(module, fullgraph=True, dynamic=False, options={"freezing": True})
 
     def _call(self, args: Any, kwargs: Any) -> Any:
+        with torch.inference_mode(False):
+            return self._plain_call(*tree_map_only(Tensor, _plain, (args, kwargs)))
+
+    def _plain_call(self, args: Any, kwargs: Any) -> Any:
         shape = _key(tree_leaves((args, kwargs)))
         if shape in self._shapes:
             return self.module(*args, **kwargs)
@@ -71,7 +75,12 @@ class CompileEngine(TorchEngine):
             return answer
 
 
+def _plain(x: Tensor) -> Tensor:
+    """As torch compiled for: it would compile anew for other strides, and for tensors of inference mode."""
+    x = x.contiguous()
+    return x.clone() if x.is_inference() else x
+
+
 def _key(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
     """All that torch compiles anew for."""
-    mode = (torch.get_num_threads(), torch.is_inference_mode_enabled())
-    return (mode, *((tuple(x.shape), x.stride(), x.is_inference()) for x in tensors))
+    return (torch.get_num_threads(), *(tuple(x.shape) for x in tensors))
