@@ -31,6 +31,8 @@ def test_a_run_and_what_it_leaves(run, folder, data, scenes):
     assert "training clips: 18 clips read" in result.stderr
     classes = (folder / "run/best/classes.txt").read_text().split()
     assert classes == sorted(path.name for path in (scenes / "train").iterdir())
+    clip = json.loads((folder / "run/best/clip.json").read_text())
+    assert (clip["frames"], clip["crop"], clip["sampling_rate"]) == (4, 16, 1)
 
     import mynets
 

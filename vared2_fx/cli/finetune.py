@@ -20,7 +20,7 @@ from vared2_fx.cli.finetune_inputs import (
     open_for,
     process_number,
     read_listings,
-    write_classes,
+    write_inputs,
 )
 from vared2_fx.cli.inputs import clip_config, example_inputs
 from vared2_fx.cli.networks import place
@@ -289,8 +289,7 @@ def finetune(
         found = calibrate_network(dynamic, train_loader)
         if process_number() == 0:
             say(str(found))
-    if labels:
-        write_classes(out / "best", listing.classes)
+    write_inputs(out / "best", clips, listing.classes if labels else None)
     try:
         result = train_network(dynamic, train_loader, val_loader, config, original=original)
     except KeyboardInterrupt:

@@ -1,15 +1,17 @@
 """What `finetune` is given, opened and checked before anything takes long."""
 
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vared2_fx.cli.networks import CLASSES_FILE, Network, num_classes_of, open_network
+from vared2_fx.cli.networks import CLASSES_FILE, CLIP_FILE, Network, num_classes_of, open_network
 from vared2_fx.cli.output import say, write_text
 from vared2_fx.errors import Vared2Error
 
 if TYPE_CHECKING:
-    from vared2_fx.data import VideoListing
+    from vared2_fx.data import ClipConfig, VideoListing
 
 
 def process_number() -> int:
@@ -99,10 +101,12 @@ def check_classes(opened: Network, network: str, classes: tuple[str, ...]) -> No
         )
 
 
-def write_classes(folder: Path, classes: tuple[str, ...]) -> None:
-    """Put the classes' names beside the network."""
+def write_inputs(folder: Path, clips: "ClipConfig", classes: tuple[str, ...] | None) -> None:
+    """Put beside the network how its clips are cut, and the names of its classes where there are labels."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise Vared2Error(f"--out: {folder} cannot be made: {exc.strerror or exc}.") from exc
-    write_text(folder / CLASSES_FILE, "\n".join(classes) + "\n")
+    write_text(folder / CLIP_FILE, json.dumps(asdict(clips), indent=1) + "\n")
+    if classes is not None:
+        write_text(folder / CLASSES_FILE, "\n".join(classes) + "\n")

@@ -3,6 +3,7 @@
 N clips, C channels, T frames, H height, W width.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vared2_fx.cli.networks import Network
+from vared2_fx.cli.networks import CLIP_FILE, Network
+from vared2_fx.cli.output import say
 from vared2_fx.convert import conversion
 from vared2_fx.errors import Vared2Error
 from vared2_fx.packing import packer
+from vared2_fx.typed_json import as_type
 
 if TYPE_CHECKING:
     from vared2_fx.data import ClipConfig
@@ -51,15 +54,21 @@ def example_inputs(network: Network, *, frames: int | None, size: int | None) ->
 
 
 def clip_config(network: Network, *, frames: int | None, size: int | None, sampling_rate: int | None) -> "ClipConfig":
-    """How to cut clips from videos: as the zoo says, or as the network was converted for, changed by the options.
+    """How to cut clips from videos, changed by the options.
+
+    As the network was fine-tuned, if the command `finetune` wrote that beside it; else as the zoo says; else of the
+    size that it was converted for.
 
     Raises:
-        Vared2Error: a network of the user's own, and no size.
+        Vared2Error: a network of the user's own, and no size; or what fine-tuning wrote is damaged.
     """
     from vared2_fx.data import ClipConfig  # takes a second to import
 
     known = _known_size(network)
-    if network.spec is not None:
+    if network.folder is not None and (network.folder / CLIP_FILE).is_file():
+        config = _read_clip_config(network.folder / CLIP_FILE)
+        known = config.frames, config.crop
+    elif network.spec is not None:
         config = ClipConfig.from_spec(network.spec)
     elif known is not None or (frames and size):
         t, s = known or (frames or 1, size or 1)
@@ -76,6 +85,17 @@ def clip_config(network: Network, *, frames: int | None, size: int | None, sampl
         short_side=round(config.short_side * s / config.crop),
         sampling_rate=sampling_rate or config.sampling_rate,
     )
+
+
+def _read_clip_config(path: Path) -> "ClipConfig":
+    from vared2_fx.data import ClipConfig
+
+    try:
+        config: ClipConfig = as_type(ClipConfig, json.loads(path.read_text(encoding="utf-8")), "it")
+    except (OSError, ValueError, Vared2Error) as exc:
+        raise Vared2Error(f"{path} does not say how clips are cut: {exc} Delete it, and give the options.") from exc
+    say(f"clips as in {path}")
+    return config
 
 
 def _known_size(network: Network) -> tuple[int, int] | None:

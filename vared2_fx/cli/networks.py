@@ -19,6 +19,8 @@ Kind = Literal["zoo", "folder", "function"]
 
 CLASSES_FILE = "classes.txt"
 """Beside a fine-tuned network: the names of its classes, in its order."""
+CLIP_FILE = "clip.json"
+"""Beside a fine-tuned network: how its clips were cut from videos, a `ClipConfig`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +30,8 @@ class Network:
     model: nn.Module
     spec: zoo.Spec | None
     """The clips it expects; None for the user's own."""
+    folder: Path | None = None
+    """Where it was saved; what fine-tuning wrote beside it goes before `spec`."""
     notes: tuple[str, ...] = ()
     """What a reader of results should know, such as that weights are random."""
 
@@ -174,7 +178,7 @@ def _saved(folder: Path, base: str | None) -> Network:
         )
     model = checkpoint.load(folder, base=call_builder(base) if base else None)
     source = conversion(model).source
-    return Network(model=model, spec=zoo.spec(str(source["name"])) if source else None)
+    return Network(model=model, spec=zoo.spec(str(source["name"])) if source else None, folder=folder)
 
 
 def _is_own(folder: Path) -> bool:
