@@ -5,6 +5,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from networks import make_clip, randomise_gates
+from torch import nn
 
 import vared2_fx as vr
 from vared2_fx.errors import ConvertError, DataError
@@ -33,6 +35,19 @@ def test_routes_are_choices_that_gates_took_and_the_full_one(dynamic, clips, rou
             rows.append(tuple(float(k == j) for k in range(strides)) + tuple(float(k == i) for k in range(shares)))
         assert tuple(rows) in taken
     assert set(routes.routes[-1].choices.values()) == {FULL}
+
+
+def test_the_last_route_computes_everything_where_rebuilding_costs_more_than_it_saves():
+    """As in a depthwise pointwise convolution."""
+    clips = make_clip(12, 8, 8, 6, 6)
+    for seed in range(6):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Conv3d(8, 8, 1, groups=8), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten())
+        config = vr.ConvertConfig(granularity="conv", min_channels=4, min_total_share=0.0)
+        dynamic = randomise_gates(vr.convert(net.eval(), clips[:1], config), clips).eval()
+        found = vr.find_routes(dynamic, clips)
+        assert set(found.routes[-1].choices.values()) == {FULL}
+        assert all(route.macs < found.routes[-1].macs for route in found.routes[:-1])
 
 
 def test_the_cheapest_is_the_cheapest_that_was_taken(dynamic, clips, routes):

@@ -178,12 +178,15 @@ def check_shape(where: str, shape: tuple[int, ...], video: Tensor) -> None:
 
 
 def _points(seen: _Seen) -> tuple[list[Joint], Floats, Floats]:
-    """Different joint choices, how many clips took each, and their multiply-adds; the full one is among them."""
+    """Different joint choices, how many clips took each, and their multiply-adds; the full one is among them.
+
+    Those that cost as much as the full one are left out: of a small layer rebuilding may cost more than is saved.
+    """
     points, counts = np.unique(np.array(seen.joint), axis=0, return_counts=True)
     by_count = sorted(zip(map(tuple, points.tolist()), counts.tolist(), strict=True), key=lambda pair: -pair[1])
-    cheapest = min(by_count, key=lambda pair: seen.macs(pair[0]))
-    kept = dict([*by_count[:MAX_POINTS], cheapest])
-    kept.setdefault(seen.full, 0)
+    saving = [pair for pair in by_count if seen.macs(pair[0]) < seen.macs(seen.full)]
+    kept = dict([*saving[:MAX_POINTS], *sorted(saving, key=lambda pair: seen.macs(pair[0]))[:1]])
+    kept[seen.full] = dict(by_count).get(seen.full, 0)
     macs = np.array([seen.macs(point) for point in kept], dtype=np.float64)
     return list(kept), np.array(list(kept.values()), dtype=np.float64), macs
 
