@@ -5,7 +5,7 @@ import gc
 import re
 import threading
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +22,11 @@ def test_numbers_out_of_range(deployed):
     for bad in ({"deadline_ms": 0}, {"deadline_ms": 5, "workers": 0}, {"deadline_ms": 5, "max_batch": 1.5}):
         with pytest.raises(DeployError, match="RouteQueue"):
             vr.RouteQueue(deployed, **bad)
+    with vr.RouteQueue(deployed, deadline_ms=1e5) as queue:
+        for bad_ms in (float("nan"), 0, -1.0, float("inf")):
+            with pytest.raises(DeployError, match="deadline_ms"):
+                queue.submit(torch.zeros(deployed.clip_shape), deadline_ms=bad_ms)
+        assert queue.counts() == QueueCounts()
 
 
 def test_a_queue_answers_as_the_network_does(deployed, clips):
@@ -100,6 +105,46 @@ def test_after_a_machine_stalled_requests_are_answered_again(deployed, clips, cl
         answers = [queue.submit(clips[0]).exception() for _ in range(100)]
     assert answers[-1] is None
     assert queue.counts().shed < 100
+
+
+def test_times_that_were_measured_on_a_busy_machine_do_not_shed_for_ever(deployed, clips):
+    """By them no route could be in time; an idle queue finds out that they can."""
+    slow = replace(deployed, route_ms=(200.0,) * len(deployed.routes), router_ms=0.0)
+    with vr.RouteQueue(slow, deadline_ms=200) as queue:
+        answers = [queue.submit(clips[0]).exception() for _ in range(100)]
+    assert isinstance(answers[0], Overloaded)
+    assert answers[-1] is None
+
+
+def test_deadlines_that_no_route_can_keep_are_shed_and_not_tried_again_and_again(deployed, clips, clock):
+    """Each answer takes 0.2 s, as was measured, and has 0.15 s."""
+
+    def work(_) -> None:
+        clock.ahead_s += 0.2
+
+    slow = replace(deployed, route_ms=(200.0,) * len(deployed.routes), router_ms=0.0)
+    with vr.RouteQueue(with_hook(slow, work), deadline_ms=150) as queue:
+        for _ in range(200):
+            queue.submit(clips[0]).exception()
+    assert queue.counts().shed > 190
+
+
+def test_a_clip_may_be_filled_anew_once_it_was_submitted(deployed, clips):
+    held = Held()
+    with vr.RouteQueue(with_hook(deployed, held), deadline_ms=1e9) as queue:
+        buffer = torch.empty_like(clips[0])
+        futures = []
+        for clip in clips[:6]:
+            futures.append(queue.submit(buffer.copy_(clip)))
+        held.go.set()
+        for future, clip in zip(futures, clips, strict=False):
+            torch.testing.assert_close(future.result(60).output, deployed(clip[None])[0], rtol=1e-4, atol=1e-5)
+
+
+def test_an_answers_callback_may_close_the_queue(deployed, clips):
+    queue, closed = vr.RouteQueue(deployed, deadline_ms=1e9), threading.Event()
+    queue.submit(clips[0]).add_done_callback(lambda _: (queue.close(), closed.set()))
+    assert closed.wait(60)
 
 
 class Held:

@@ -20,7 +20,9 @@ _MARGIN = 0.7
 _MEMORY = 0.8
 """Weight of the past in how much slower than measured the routes run under load."""
 _FASTEST = 0.25
-"""Of the measured times; batches can be faster than single clips."""
+"""Of the measured times; batches can be faster than single clips, and other work may have slowed the measuring."""
+_FORGET = 0.99
+"""Weight of the past in how fast the machine can be, while nothing runs that would show it."""
 
 
 class Overloaded(DeployError):
@@ -73,8 +75,8 @@ class RouteQueue:
     """Holds deployed routes for a server: `submit` from any thread, workers answer in the order of coming.
 
     As long as there is time, clips are answered at the wanted operating point. The longer the queue and the nearer the
-    deadlines, the cheaper the point that is taken; what even the cheapest would answer too late is shed, at once and
-    counted, instead of making all others late, too. Use it as a context manager, or call `close`.
+    deadlines, the cheaper the point that is taken; what even the cheapest would answer too late is shed at the next
+    batch and counted, instead of making all others late, too. Use it as a context manager, or call `close`.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class RouteQueue:
         self._waiting: deque[_Request] = deque()
         self._changed = threading.Condition()
         self._counts, self._closed, self._slowness = QueueCounts(), False, 1.0
+        self._fastest = _FASTEST  # that it can be: until something has run, the measured times may be wrong
         self._workers = [threading.Thread(target=self._work, daemon=True) for _ in range(self._num_workers)]
         for worker in self._workers:
             worker.start()
@@ -117,15 +120,18 @@ class RouteQueue:
         """Ask for an answer; returns at once.
 
         Args:
-            clip: (C, T, H, W), float32, on the processor.
+            clip: (C, T, H, W), float32, on the processor. It is copied: the caller may fill it anew.
             deadline_ms: milliseconds from now, if others than the queue's.
 
         Returns:
             A future: `Served`, or the exception `Overloaded`.
 
         Raises:
-            DeployError: a clip of another size or type, or on another device; or the queue is closed.
+            DeployError: a clip of another size or type, or on another device; `deadline_ms` is no positive number; or
+                the queue is closed.
         """
+        if deadline_ms is not None:
+            _check_numbers(deadline_ms=deadline_ms)
         known = clip.dtype == torch.float32 and clip.device.type == "cpu"
         if tuple(clip.shape) != self._deployed.clip_shape or not known:
             raise DeployError(
@@ -134,7 +140,7 @@ class RouteQueue:
             )
         now = time.monotonic()
         limit = self._deadline_s if deadline_ms is None else deadline_ms / 1e3
-        request = _Request(clip, Future(), now, now + limit)
+        request = _Request(clip.detach().clone(), Future(), now, now + limit)
         with self._changed:
             if self._closed:
                 raise DeployError("RouteQueue: it is closed.")
@@ -160,7 +166,8 @@ class RouteQueue:
             self._closed = True
             self._changed.notify_all()
         for worker in self._workers:
-            worker.join()
+            if worker is not threading.current_thread():  # a future's callback may close it
+                worker.join()
 
     def __enter__(self) -> "RouteQueue":
         return self
@@ -207,7 +214,8 @@ class RouteQueue:
                 batch.append(request)
         if not batch:
             if late:  # nothing runs that would show that the machine is fast again
-                self._slowness = min(self._slowness, max(1.0, _MEMORY * self._slowness))
+                self._fastest = max(_FASTEST, _FORGET * self._fastest)
+                self._slowness = max(self._fastest, _MEMORY * self._slowness)
             return late, batch, self._points[0]
         behind = enumerate(self._waiting, start=len(batch) + 1)
         per_clip = min(((r.deadline - now) * self._num_workers / place for place, r in behind), default=math.inf)
@@ -247,6 +255,7 @@ class RouteQueue:
         cheaper = point.share < self._wanted.share
         measured = 1e3 * (end - start) / self._deployed.ms_of(answer, point)
         with self._changed:
+            self._fastest = max(_FASTEST, min(1.0, measured))
             self._slowness = max(_FASTEST, _MEMORY * self._slowness + (1 - _MEMORY) * measured)
             num_late = sum(end > request.deadline for request in batch)
             self._count(served=len(batch), cheaper=len(batch) * cheaper, late=num_late)
