@@ -67,7 +67,7 @@ def make_routed(dynamic: Any, dense_macs: int, clip_shape: tuple[int, ...], macs
     clips, kinds = made_up_clips(clip_shape, seed=1)
     fit_router(router, router.look(clips), (torch.arange(len(found) - 1) >= kinds[:, None]).float(), epochs=80)
     share = sum(routes.shares) / len(found) + router.macs / dense_macs
-    point = Point(price=0.5, confidence=0.0, share=share, quality=1.0, mix=(1 / 3,) * 3)
+    point = Point(first=None, price=0.5, confidence=0.0, share=share, quality=1.0, mix=(1 / 3,) * 3)
     curves = {"router": (point,), "cascade": (point,), "both": (point,)}
     return Routed(
         routes=routes,

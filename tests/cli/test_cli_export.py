@@ -3,12 +3,14 @@
 import json
 import shutil
 import sys
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from networks import randomise_gates
 
 import vared2_fx as vr
+from vared2_fx.data import ClipConfig
 
 OPTIONS = ("--batch-size", "6", "--routes", "3", "--threads", "1")
 
@@ -43,8 +45,33 @@ def test_from_a_network_to_answers(run, bundle, scenes, tmp_path):
     assert {line["class"] for line in lines} <= {path.name for path in (scenes / "val").iterdir()}
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     result = run("predict", bundle, lines[0]["video"], tmp_path / "broken.mp4", "--budget", "0.5", code=4)
-    assert "1 of 2 videos could not be read" in result.stderr
+    assert "1 of 2 videos could not be answered" in result.stderr
+    (cheapest,) = map(json.loads, run("predict", bundle, lines[0]["video"], "--target-ms", "1e-6").stdout.splitlines())
+    assert cheapest["macs"] <= lines[0]["macs"]
+    assert "target_ms=0" in run("predict", bundle, scenes / "val", "--target-ms", "0", code=2).stderr
     assert "budget=-1" in run("predict", bundle, scenes / "val", "--budget", "-1", code=2).stderr
+
+
+def offsets(bundle):
+    return json.loads((bundle / "bundle.json").read_text())["clip"]["offsets_s"]
+
+
+def test_clips_are_cut_as_for_fine_tuning(run, converted, scenes, folder):
+    """As what fine-tuning wrote beside the network says, or as the options say; labels are not needed."""
+    words = ("--train", scenes / "train", "--val", scenes / "val", *OPTIONS, "--no-labels")
+    shutil.copytree(converted, folder / "net")
+    config = ClipConfig.from_spec(vr.zoo.spec("vared2_demo"))
+    (folder / "net/clip.json").write_text(json.dumps(asdict(replace(config, sampling_rate=2, mean=(0.5, 0.5, 0.5)))))
+    result = run("export", "net", *words, "--out", "as_tuned")
+    assert "clips as in net/clip.json" in result.stderr
+    assert offsets(folder / "as_tuned") == replace(config, sampling_rate=2).times_s(0.0)
+    assert json.loads((folder / "as_tuned/bundle.json").read_text())["clip"]["mean"] == [0.5] * 3
+    run("export", "net", *words, "--out", "as_said", "--sampling-rate", "1")
+    assert offsets(folder / "as_said") == config.times_s(0.0)
+    for damaged in ("{}", "no JSON", '{"frames": "many"}'):
+        (folder / "net/clip.json").write_text(damaged)
+        result = run("export", "net", *words, "--out", "none", code=2)
+        assert "net/clip.json does not say how clips are cut" in result.stderr
 
 
 def test_mistakes_are_said(run, converted, scenes, tmp_path):

@@ -182,10 +182,65 @@ def test_a_video_that_is_cut_off_is_said(folder, whole, tmp_path):
     done = run_alone(sys.executable, folder, whole, early, within)
     assert done.returncode == runtime.SOME_UNREADABLE, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert "early.mp4` ends before its clip, at 4.73 s" in lines[1]["error"]
+    assert "early.mp4`: no frame can be decoded between 4.73 s and 5.23 s: it ends before" in lines[1]["error"]
     assert (lines[0]["missing"], lines[2]["missing"]) == (0, 4)
     clip = Bundle(folder).read_clip(within)[0]  # (C, T, H, W)
     assert (np.diff(clip, axis=1) != 0).any((0, 2, 3)).tolist() == [True] * 4 + [False] * 3  # 4.97 s stays
+
+
+def damaged(path, whole, from_s, to_s):
+    """Its frames in between hold nothing any more."""
+    data = bytearray(whole.read_bytes())
+    with av.open(str(whole)) as container:
+        stream = container.streams.video[0]
+        for packet in container.demux(stream):
+            if packet.size and from_s <= packet.pts * stream.time_base < to_s:
+                data[packet.pos : packet.pos + packet.size] = bytes(packet.size)
+    path.write_bytes(data)
+    return path
+
+
+def test_damaged_frames_count_as_missing(folder, whole, tmp_path):
+    """The clip is at 4.73, 4.80, … 5.20 s."""
+    all_of_it, some = damaged(tmp_path / "all.mp4", whole, 3.0, 7.0), damaged(tmp_path / "some.mp4", whole, 4.9, 5.1)
+    lines = list(runtime.predict(Bundle(folder), [all_of_it, some]))
+    assert "no frame can be decoded between 4.73 s and 5.23 s" in lines[0]["error"]
+    assert lines[1]["missing"] == 3  # 4.93, 5.00, 5.07 s
+    clip = Bundle(folder).read_clip(some)[0]  # (C, T, H, W)
+    assert (np.diff(clip, axis=1) != 0).any((0, 2, 3)).tolist() == [True, True, True, False, False, True, True]
+
+
+@pytest.mark.parametrize("failure", ["engine", "nan"])
+def test_what_the_engine_cannot_answer_is_said_and_the_rest_answered(folder, videos, monkeypatch, failure):
+    bundle = Bundle(folder, threads=1)
+    answer, calls = bundle.answer, []
+
+    def fails_once(clips, **limits):
+        calls.append(len(clips))
+        if len(calls) > 1:
+            return answer(clips, **limits)
+        if failure == "engine":
+            raise RuntimeError("out of memory")
+        return answer(clips * np.float32("nan"), **limits)
+
+    monkeypatch.setattr(bundle, "answer", fails_once)
+    lines = list(runtime.predict(bundle, videos, batch=2))
+    wanted = "onnx failed (RuntimeError: out of memory)" if failure == "engine" else "is not finite"
+    assert ["error" in line for line in lines] == [True, True, False, False, False]
+    assert all(wanted in line["error"] for line in lines[:2])
+    json.dumps(lines, allow_nan=False)
+
+
+def test_a_target_in_ms_takes_the_point_that_the_deployed_one_takes(folder, deployed):
+    bundle = Bundle(folder, threads=1)
+    costs = sorted(deployed.expected_ms(point) for point in deployed.curve)
+    for target_ms in (1e-6, *costs, 1e9):
+        for budget in (None, 0.8):
+            wanted = deployed.point(target_ms=target_ms, budget=budget)
+            assert bundle.point(budget, target_ms)["share"] == wanted.share
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(BundleError, match="target_ms"):
+            bundle.point(target_ms=wrong)
 
 
 def test_without_pyav_that_is_said_once(folder, videos):

@@ -60,9 +60,57 @@ def test_a_changed_manifest_is_refused(copy):
 def test_another_version_is_said(copy):
     rewritten(copy, format_version=99)
     with pytest.raises(
-        BundleError, match=r"format version 99, this release reads 1; take the runtime\.py in the bundle"
+        BundleError, match=r"format version 99, this release reads 2; take the runtime\.py in the bundle"
     ):
         Bundle(copy)
+
+
+MALFORMED = {
+    "routes": (3, [], [{}], [{"share": 1.0, "ms": "fast", "files": []}]),
+    "router": (3, {"share": 0.01}),
+    "curve": ([], [{}], "none"),
+    "files": ([], 3, {"route0.onnx": 3}),
+    "sizes": (None, [2], [0], ["1"]),
+    "clip_shape": ([3, 8], None, [3, 8, 16, -16]),
+    "clip": (None, {}, {"offsets_s": ["a"]}),
+    "classes": (None, 5),
+    "default_budget": (None, "much"),
+    "versions": (None,),
+}
+
+
+@pytest.mark.parametrize("key", MALFORMED)
+def test_a_manifest_that_holds_something_else_is_refused(copy, key):
+    """Its checksum is right: whoever wrote it made it so."""
+    whole = (copy / runtime.MANIFEST).read_text()
+    for value in MALFORMED[key]:
+        rewritten(copy, **{key: value})
+        with pytest.raises(BundleError, match=r"bundle\.json|route0\.onnx"):
+            Bundle(copy)
+        (copy / runtime.MANIFEST).write_text(whole)
+
+
+def test_operating_points_of_other_routes_are_refused(copy):
+    curve = json.loads((copy / runtime.MANIFEST).read_text())["curve"]
+    for change in ({"first": 99}, {"first": "a"}, {"mix": [1.0]}, {"price": "cheap"}):
+        rewritten(copy, curve=[curve[0] | change, *curve[1:]])
+        with pytest.raises(BundleError, match="does not hold what a bundle's does"):
+            Bundle(copy)
+
+
+def test_a_manifest_that_is_a_link_is_refused(copy):
+    (copy / runtime.MANIFEST).rename(copy.parent / "elsewhere.json")
+    (copy / runtime.MANIFEST).symlink_to(copy.parent / "elsewhere.json")
+    with pytest.raises(BundleError, match=r"bundle\.json is a link"):
+        Bundle(copy)
+
+
+def test_a_link_to_a_bundle_stays_one(deployed, copy):
+    link = copy.parent / "current"
+    link.symlink_to(copy.name)
+    assert vr.export_bundle(deployed, link, clip=CLIP) == link
+    assert link.is_symlink()
+    assert Bundle(copy).classes == []  # it had names before
 
 
 @pytest.mark.parametrize("name", ["../secret.onnx", "/etc/passwd", "a/b.onnx", "..", "", "C:\\x", None, 3])
@@ -98,7 +146,14 @@ def test_what_is_no_bundles_is_never_replaced(deployed, copy):
             vr.export_bundle(deployed, copy, clip=CLIP)
         assert {path.name for path in copy.iterdir()} == names | {wrong}
         (copy / wrong).unlink()
-    for damaged in ("[]", '{"files": 3}', "", "[" * 100_000):
+    for damaged in (
+        "[]",
+        '{"files": 3}',
+        '{"files": ["thesis.txt"]}',
+        '{"files": {}, "sha256": "0"}',
+        "",
+        "[" * 100_000,
+    ):
         (copy / runtime.MANIFEST).write_text(damaged)
         with pytest.raises(DeployError, match="give another folder"):
             vr.export_bundle(deployed, copy, clip=CLIP)

@@ -1,7 +1,6 @@
 """Routes in engines and from many threads."""
 
 import itertools
-import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -68,11 +67,34 @@ def test_the_longest_time_is_that_of_any_route_that_scores_can_lead_to(deployed)
     times = {"route_ms": (1.0, 20.0, 7.0, 10.0), "router_ms": 0.5}
     fast = replace(deployed, routes=routes, shares=(0.2, 0.4, 0.7, 1.0), **times)
     corners = np.array(list(itertools.product((0.0, 1.0), repeat=last)))
-    for price, confidence in itertools.product((0.0, 0.3, 1.1, 1.7, 3.0, 9.0, math.inf), (0.0, 0.5)):
-        point = replace(fast.curve[0], price=price, confidence=confidence, mix=(1.0, *[0.0] * last))
-        first = set(taken(corners, fast.shares, price).tolist())
-        longest = max(fast.route_ms[k] + 10.0 * (confidence > 0 and k < last) for k in first)
-        assert fast.longest_ms(point) == longest + 0.5 * math.isfinite(price)
+    prices = (0.0, 0.3, 1.1, 1.7, 3.0, 9.0)
+    led = [(None, price, set(taken(corners, fast.shares, price).tolist())) for price in prices]
+    for first, price, routes in [*led, *((k, 0.0, {k}) for k in range(last + 1))]:
+        for confidence in (0.0, 0.5):
+            knobs = {"first": first, "price": price, "confidence": confidence, "mix": (1.0, *[0.0] * last)}
+            longest = max(fast.route_ms[k] + 10.0 * (confidence > 0 and k < last) for k in routes)
+            assert fast.longest_ms(replace(fast.curve[0], **knobs)) == longest + 0.5 * (first is None)
+
+
+def test_deploy_takes_routes_as_well(routed, clips):
+    fast = vr.deploy(routed, "onnx", threads=1)
+    torch.testing.assert_close(fast(clips), routed(clips), rtol=1e-3, atol=1e-4)
+    with pytest.raises(DeployError, match="leave example_inputs out"):
+        vr.deploy(routed, "onnx", example_inputs=clips)
+
+
+@pytest.mark.slow
+def test_torch_compiles_nothing_for_clips_that_lie_or_were_made_otherwise(routed, clips):
+    """Needs a compiler."""
+    fast = vr.deploy_routed(routed, "compile", threads=1, sizes=(1, 2))
+    check_answers(fast, routed, clips)
+    made = [*fast.routes, fast.router]
+    before = [len(d.engine._shapes) for d in made]
+    wanted = fast(clips)
+    torch.testing.assert_close(fast(clips.to(memory_format=torch.channels_last_3d)), wanted)
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(clips.clone()), wanted)
+    assert [len(d.engine._shapes) for d in made] == before
 
 
 def test_errors(deployed, routed, clips):

@@ -136,11 +136,22 @@ def test_a_router_that_knows_wins_and_one_that_guesses_loses():
     assert winner(measure(rng.random((400, 1)), right, sure, (0.1, 1.0), 0.01)) == "cascade"
 
 
+def test_no_way_to_choose_falls_behind_a_single_route():
+    """Scores that mean nothing, and confidence that means nothing: what is left are the routes themselves."""
+    rng = np.random.default_rng(0)
+    right = (rng.random((400, 3)) < (0.5, 0.7, 0.9)).astype(float)
+    curves = measure(rng.random((400, 2)), right, rng.random((400, 3)), (0.3, 0.6, 1.0), 0.01)
+    for curve in curves.values():
+        for route, share in enumerate((0.3, 0.6, 1.0)):
+            assert at(curve, share).quality >= right[:, route].mean()
+        assert curve[-1].share <= 1.01 + 0.3
+
+
 def test_prices_move_from_the_full_route_to_the_cheapest():
     keeps, shares = np.array([[0.2, 0.9], [0.8, 0.85]]), (0.25, 0.5, 1.0)
     assert taken(keeps, shares, 0.0).tolist() == [2, 2]
     assert taken(keeps, shares, 0.5).tolist() == [1, 0]
-    assert taken(keeps, shares, 100.0).tolist() == taken(keeps, shares, math.inf).tolist() == [0, 0]
+    assert taken(keeps, shares, 100.0).tolist() == [0, 0]
 
 
 def test_the_full_network_runs_where_a_route_is_not_confident():
@@ -150,7 +161,8 @@ def test_the_full_network_runs_where_a_route_is_not_confident():
         runs.append((route, places.tolist()))
         return np.stack([places * (1.0 + 9 * route), np.zeros(len(places))], 1)
 
-    out, first, again = route_batch(4, price=math.inf, confidence=0.8, shares=(0.5, 1.0), score=lambda: 1 / 0, run=run)
+    knobs = {"first": 0, "price": 0.0, "confidence": 0.8}
+    out, first, again = route_batch(4, **knobs, shares=(0.5, 1.0), score=lambda: 1 / 0, run=run)
     assert runs == [(0, [0, 1, 2, 3]), (1, [0, 1])]  # σ(1) = 0.73, σ(2) = 0.88
     assert out[:, 0].tolist() == [0, 10, 2, 3]
     assert first.tolist() == [0] * 4

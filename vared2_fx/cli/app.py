@@ -1,7 +1,7 @@
 """The program `vared2`: its global options, and what becomes of errors.
 
 Exit codes: 0 done; 1 something broke; 2 the user can mend it; 3 a report got worse than --fail-on allows; 4 some
-videos could not be read; 130 interrupted.
+videos could not be answered; 130 interrupted.
 """
 
 import logging

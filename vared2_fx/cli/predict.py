@@ -30,6 +30,14 @@ def predict(
             show_default=False,
         ),
     ] = None,
+    target_ms: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MS",
+            help="Mean time per clip in the engine, by the times measured when it was exported.",
+            show_default=False,
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Clips that are answered together.")] = 1,
     threads: Annotated[
         int | None,
@@ -40,8 +48,8 @@ def predict(
     """Answer videos with an exported bundle: a line of JSON for each, while the next ones are decoded.
 
     A line has the class, its probability, the route that the clip took, its multiply-adds as a share of the original's
-    and its time; `missing` counts frames of the clip for which the file ended too early. A video that cannot be read,
-    or ends before its clip, gets a line that says why; the exit code then is 4.
+    and its time; `missing` counts frames of the clip that the file lacks or that are damaged. A video that cannot be
+    read, or ends before its clip, gets a line that says why; the exit code then is 4.
 
     Example:
     * `vared2 predict bundle clips/*.mp4 --budget 0.5 > answers.jsonl`
@@ -50,14 +58,14 @@ def predict(
     unread = 0
     try:
         opened = Bundle(bundle, threads=threads, max_batch=batch_size)
-        lines = answers(opened, paths, budget=budget, batch=batch_size, readers=readers)
+        lines = answers(opened, paths, budget=budget, target_ms=target_ms, batch=batch_size, readers=readers)
         for line in track(lines, "videos", total=len(paths)):
             show(json.dumps(line))
             unread += "error" in line
     except BundleError as exc:
         raise Vared2Error(str(exc)) from exc
     if unread:
-        say(f"vared2: {unread} of {len(paths)} videos could not be read; their lines say why.")
+        say(f"vared2: {unread} of {len(paths)} videos could not be answered; their lines say why.")
         raise typer.Exit(SOME_UNREADABLE)
 
 

@@ -34,11 +34,11 @@ class VideoFile(Video):
                 decoder fails, the last picture before stays on screen.
 
         Returns:
-            (T, 3, H, W) uint8 RGB, upright as the file says (phones store a rotation), and how many of the T times lie
-            after the end of the last decoded frame.
+            (T, 3, H, W) uint8 RGB, upright as the file says (phones store a rotation), and for how many of the T times
+            there is no picture: after the end of the last frame, and where frames are damaged.
 
         Raises:
-            DataError: nothing can be decoded there.
+            DataError: there is none for any of them.
         """
         pictures, num_missing = self.pictures_at(times_s)
         return torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2), num_missing  # turned ones have negative strides

@@ -1,7 +1,7 @@
 """`deploy`: from a static network to an engine that runs it."""
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,24 +22,49 @@ from vared2_fx.passes.leaves import leaves
 from vared2_fx.passes.shapes import Inputs, as_args
 from vared2_fx.wrappers import unwrapped
 
+if TYPE_CHECKING:
+    from vared2_fx.routes import DeployedRoutes, Routed
+
 log = logging.getLogger(__name__)
 
 
+@overload
 def deploy(
     model: nn.Module,
+    engine: EngineName = ...,
+    *,
+    precision: Precision = ...,
+    example_inputs: Inputs | None = ...,
+    threads: int | None = ...,
+) -> Deployed: ...
+
+
+@overload
+def deploy(
+    model: "Routed",
+    engine: EngineName = ...,
+    *,
+    precision: Precision = ...,
+    threads: int | None = ...,
+) -> "DeployedRoutes": ...
+
+
+def deploy(
+    model: "nn.Module | Routed",
     engine: EngineName = "torch",
     *,
     precision: Precision = "fp32",
     example_inputs: Inputs | None = None,
     threads: int | None = None,
-) -> Deployed:
+) -> "Deployed | DeployedRoutes":
     """Make a static network run in an engine, on the processor.
 
     Any network will do: the original, or what `specialize` makes of a dynamic one. Both go the same way, so that
     comparing them is fair.
 
     Args:
-        model: the network, in float32, without gates; not changed, in no way. It is run in evaluation mode.
+        model: the network, in float32, without gates; not changed, in no way. It is run in evaluation mode. Or what
+            `train_router` made, which `deploy_routed` then deploys.
         engine: `torch` (folded, in channels_last_3d, oneDNN), `compile` (torch.compile; needs a C++ compiler), `onnx`
             (onnxruntime) or `openvino`.
         precision: what it computes in: `fp32`, or `bf16` (torch, compile, openvino). It takes and gives float32.
@@ -50,12 +75,18 @@ def deploy(
             thread; it is set for the call and set back.)
 
     Returns:
-        The deployed network; call it like `model`, from any number of threads.
+        The deployed network; call it like `model`, from any number of threads. Of routes `DeployedRoutes`.
 
     Raises:
         DeployError: no such engine or precision; a package is missing; the network has gates, or cannot be exported;
             or the engine's output is not the network's (see `deploy.parity`).
     """
+    from vared2_fx.routes import Routed, deploy_routed  # made of deployed networks themselves
+
+    if isinstance(model, Routed):
+        if example_inputs is not None:
+            raise DeployError("deploy: routes know the size of their clips; leave example_inputs out.")
+        return deploy_routed(model, engine, precision=precision, threads=threads)
     settings = _settings(engine, precision, threads)
     BY_NAME[engine].check(settings)
     args = example_args(unwrapped(model), example_inputs)

@@ -6,7 +6,6 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,6 @@ from vared2_fx.deploy.files import versions
 from vared2_fx.disk import sha256, sync
 from vared2_fx.errors import DeployError
 from vared2_fx.packing import Pack
-from vared2_fx.routes.curve import Point
 from vared2_fx.routes.deployed import DeployedRoutes
 
 if TYPE_CHECKING:
@@ -56,13 +54,14 @@ def export_bundle(
     check_folder(folder)
     _check(deployed, clip, classes)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
+        target = folder.resolve()  # a link to a bundle stays one
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as made:
             parts = Path(made) / "new"
             parts.mkdir()
             _write(deployed, parts, clip, classes)
             _compare(deployed, parts)
-            _put(parts, folder, Path(made) / "old")
+            _put(parts, target, Path(made) / "old")
     except OSError as exc:
         raise DeployError(f"export_bundle: {folder} cannot be written: {exc.strerror or exc}.") from exc
     return folder
@@ -129,12 +128,14 @@ def check_folder(folder: Path) -> None:
 
 
 def _earlier(folder: Path) -> set[str]:
-    """Names in the folder that are an earlier bundle's, of whatever version; none where no manifest says so."""
+    """Names in the folder that are an earlier bundle's, of whatever version; none where no sound manifest says so."""
     try:
-        named = set(json.loads((folder / runtime.MANIFEST).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        document = json.loads((folder / runtime.MANIFEST).read_text(encoding="utf-8"))
+        if document.pop("sha256") != runtime.digest(document):
+            return set()
+        return {*document["files"], runtime.MANIFEST, RUNTIME, "__pycache__"}  # the last: the runtime was imported
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return set()
-    return {*named, runtime.MANIFEST, RUNTIME, "__pycache__"}  # the last is left by importing the runtime
 
 
 def _put(new: Path, folder: Path, old: Path) -> None:
@@ -173,7 +174,7 @@ def _write(deployed: DeployedRoutes, folder: Path, clip: "ClipConfig", classes: 
         },
         "routes": routes,
         "router": router,
-        "curve": [_plain(point) for point in deployed.curve],
+        "curve": [asdict(point) for point in deployed.curve],
         "default_budget": deployed.default_budget,
         "sizes": list(deployed.sizes),
         "files": {path.name: sha256(path) for path in sorted(folder.iterdir())},
@@ -196,11 +197,6 @@ def _engine_files(deployed: Deployed, folder: Path, name: str) -> list[str]:
         os.replace(path, folder / names[-1])
     own.rmdir()
     return names
-
-
-def _plain(point: Point) -> dict[str, Any]:
-    """JSON has no infinity: no price says that the cheapest route is taken."""
-    return {**asdict(point), "price": point.price if isfinite(point.price) else None}
 
 
 def _compare(deployed: DeployedRoutes, folder: Path) -> None:

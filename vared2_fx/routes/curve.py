@@ -15,10 +15,12 @@ from vared2_fx.runtime import best_within, taken
 Floats = NDArray[np.float64]
 Kind = Literal["router", "cascade", "both"]
 KINDS: tuple[Kind, ...] = ("router", "cascade", "both")
-"""`router`: its scores choose. `cascade`: the cheapest route, and the full one too where the cheapest is not confident.
-`both`: the router's route, and the full one too where that is not confident."""
+"""`router`: its scores choose. `cascade`: one route for all, and the full one too where that is not confident. `both`:
+the router's route, and the full one too where that is not confident. To each belong the single routes, with nothing
+that chooses."""
 _PRICES = (0.0, *np.geomspace(0.02, 20, 32).tolist())
 _CONFIDENCES = (0.0, *np.linspace(0.3, 0.99, 24).tolist(), 1.01)
+_Knobs = tuple[int | None, float, float]  # of a point: first, price, confidence
 _CLEARLY = 0.002
 """A way that is not simpler has to be so much better, in mean accuracy along the curve, to be taken."""
 
@@ -27,9 +29,11 @@ _CLEARLY = 0.002
 class Point:
     """One operating point."""
 
+    first: int | None
+    """The route that every clip takes first, and no router runs; None: the router chooses."""
     price: float
-    """What a whole network's multiply-adds cost, in units of the probability that the answer is kept: the route with
-    the highest probability minus price times share is taken. Infinite: always the cheapest, and no router runs."""
+    """What a whole network's multiply-adds cost the router, in units of the probability that the answer is kept: the
+    route with the highest probability minus price times share is taken."""
     confidence: float
     """The full network runs too where the largest softmax value of a cheaper route is below this; 0: never."""
     share: float
@@ -52,15 +56,16 @@ def measure(
         shares: (K,) multiply-adds of each route, of the original's.
         router_share: those of the router.
     """
-    tried: dict[Kind, list[tuple[float, float]]] = {
-        "router": [(price, 0.0) for price in _PRICES],
-        "cascade": [(float("inf"), confidence) for confidence in _CONFIDENCES],
-        "both": [(price, confidence) for price in _PRICES[::2] for confidence in _CONFIDENCES[::2]],
+    alone: list[_Knobs] = [(route, 0.0, 0.0) for route in range(len(shares))]
+    tried: dict[Kind, list[_Knobs]] = {
+        "router": [(None, price, 0.0) for price in _PRICES],
+        "cascade": [(route, 0.0, confidence) for route, *_ in alone[:-1] for confidence in _CONFIDENCES],
+        "both": [(None, price, confidence) for price in _PRICES[::2] for confidence in _CONFIDENCES[::2]],
     }
     if len(shares) == 1:
-        tried = {"cascade": [(float("inf"), 0.0)]}
+        tried = {"cascade": []}
     return {
-        kind: front([_point(keeps, right, confidences, shares, router_share, *knobs) for knobs in ways])
+        kind: front([_point(keeps, right, confidences, shares, router_share, *knobs) for knobs in alone + ways])
         for kind, ways in tried.items()
     }
 
@@ -71,19 +76,21 @@ def _point(
     confidences: Floats,
     shares: Sequence[float],
     router_share: float,
+    first: int | None,
     price: float,
     confidence: float,
 ) -> Point:
     clips, last = np.arange(len(right)), len(shares) - 1
-    first = taken(keeps, shares, price)
-    again = (first < last) & (confidences[clips, first] < confidence)
-    answered = np.where(again, last, first)
-    runs = np.bincount(first, minlength=len(shares)) + again.sum() * (np.arange(len(shares)) == last)
+    routes = taken(keeps, shares, price) if first is None else np.full(len(right), first)
+    again = (routes < last) & (confidences[clips, routes] < confidence)
+    answered = np.where(again, last, routes)
+    runs = np.bincount(routes, minlength=len(shares)) + again.sum() * (np.arange(len(shares)) == last)
     mix = runs / len(right)
     return Point(
+        first=first,
         price=price,
         confidence=confidence,
-        share=float(mix @ np.asarray(shares)) + (router_share if np.isfinite(price) else 0.0),
+        share=float(mix @ np.asarray(shares)) + (router_share if first is None else 0.0),
         quality=float(right[clips, answered].mean()),
         mix=tuple(mix.tolist()),
     )

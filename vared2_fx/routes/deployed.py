@@ -18,7 +18,7 @@ from vared2_fx.packing import Pack, packer
 from vared2_fx.passes.deploy.pipeline import Precision
 from vared2_fx.routes.curve import Point, at
 from vared2_fx.routes.routed import Routed, RoutedAnswer, answer_of, check_budget, clips_at
-from vared2_fx.runtime import Floats, Places, chunks
+from vared2_fx.runtime import Floats, Places, best_point, chunks, expected_ms
 from vared2_fx.tables import percent, text_table
 from vared2_fx.turns import in_turns
 
@@ -117,16 +117,15 @@ class DeployedRoutes:
 
     def expected_ms(self, point: Point) -> float:
         """Mean time of a clip at an operating point, in milliseconds, from the times of router and routes."""
-        routes = sum(part * ms for part, ms in zip(point.mix, self.route_ms, strict=True))
-        return routes + (self.router_ms if np.isfinite(point.price) else 0.0)
+        return expected_ms(point.first, point.mix, self.route_ms, self.router_ms)
 
     def longest_ms(self, point: Point) -> float:
         """The longest time that a clip can take at an operating point, in milliseconds, from the same times.
 
         Routes that no validation clip took count too, if some scores of the router lead there.
         """
-        if not np.isfinite(point.price):
-            return self._ms_through(0, point)
+        if point.first is not None:
+            return self._ms_through(point.first, point)
         most = self.shares[0] + 1 / point.price if point.price else np.inf  # more than the surest answer can pay for
         within = (k for k, share in enumerate(self.shares) if share <= most)
         return self.router_ms + max(self._ms_through(k, point) for k in within)
@@ -138,7 +137,7 @@ class DeployedRoutes:
 
     def ms_of(self, answer: RoutedAnswer, point: Point) -> float:
         """How long the clips of an answer take one after the other, in milliseconds, from the same times."""
-        router = self.router_ms if np.isfinite(point.price) else 0.0
+        router = self.router_ms if point.first is None else 0.0
         routes: float = sum(self.route_ms[route] for route in answer.routes.tolist())
         return routes + int(answer.again.sum()) * self.route_ms[-1] + len(answer.routes) * router
 
@@ -158,8 +157,9 @@ class DeployedRoutes:
         if isinstance(target_ms, bool) or not isinstance(target_ms, (int, float)) or not target_ms > 0:
             raise DeployError(f"target_ms={target_ms!r}; milliseconds per clip, above 0.")
         limit = float("inf") if budget is None else check_budget(budget)
-        fast = [p for p in self.curve if self.expected_ms(p) <= target_ms]
-        return at(fast, limit) if fast else min(self.curve, key=self.expected_ms)
+        shares, qualities = [p.share for p in self.curve], [p.quality for p in self.curve]
+        times = [*map(self.expected_ms, self.curve)]
+        return self.curve[best_point(shares, qualities, times, budget=limit, target_ms=target_ms)]
 
     def __call__(self, clips: Tensor, *, budget: float | None = None, target_ms: float | None = None) -> Tensor:
         """Clips (N, C, T, H, W) → class scores (N, classes); see `answer`."""

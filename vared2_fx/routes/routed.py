@@ -128,8 +128,11 @@ class Routed:
         Raises:
             ConvertError: `budget` is no positive number.
         """
+        point = self.point(budget)
+        if point.first is not None:
+            return torch.full((len(clips),), point.first, device=clips.device)
         keeps = torch.from_numpy(self._logits(clips)).double().sigmoid().numpy()
-        return torch.from_numpy(taken(keeps, self.routes.shares, self.point(budget).price)).to(clips.device)
+        return torch.from_numpy(taken(keeps, self.routes.shares, point.price)).to(clips.device)
 
     def _logits(self, clips: Tensor) -> Floats:
         with evaluating(self.router):
@@ -195,13 +198,19 @@ def answer_of(
     run: Callable[[int, Places], Floats],
 ) -> RoutedAnswer:
     """Let `count` clips take their routes at an operating point, and count what each costs; see `route_batch`."""
-    output, first, again = route_batch(
-        count, price=point.price, confidence=point.confidence, shares=shares, score=score, run=run
+    output, routes, again = route_batch(
+        count,
+        first=point.first,
+        price=point.price,
+        confidence=point.confidence,
+        shares=shares,
+        score=score,
+        run=run,
     )
-    cost = shares_of(first, again, price=point.price, shares=shares, router_share=router_share)
+    cost = shares_of(routes, again, shares=shares, router_share=router_share if point.first is None else 0.0)
     return RoutedAnswer(
         output=torch.from_numpy(output),
-        routes=torch.from_numpy(first),
+        routes=torch.from_numpy(routes),
         again=torch.from_numpy(again),
         shares=torch.from_numpy(cost),
     )

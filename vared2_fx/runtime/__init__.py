@@ -10,6 +10,7 @@ import hashlib
 import heapq
 import importlib
 import json
+import math
 import queue
 import re
 import sys
@@ -31,7 +32,7 @@ try:
 except ImportError:  # clips may come from elsewhere
     av = None  # type: ignore[assignment]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "bundle.json"
 NO_PYAV = "To read videos PyAV is needed: pip install av"
 ENGINES = ("onnx", "openvino")
@@ -59,10 +60,8 @@ def taken(keeps: Floats, shares: Sequence[float], price: float) -> Places:
     Args:
         keeps: (N, K − 1), probability that a route keeps the answer; the full one keeps it for sure.
         shares: (K,) multiply-adds, of the original's.
-        price: what the whole network's multiply-adds cost, in units of that probability; infinite: the cheapest route.
+        price: what the whole network's multiply-adds cost, in units of that probability.
     """
-    if not np.isfinite(price):
-        return np.zeros(len(keeps), dtype=np.int64)
     sure = np.concatenate([keeps, np.ones((len(keeps), 1))], axis=1)
     return np.asarray((sure - price * np.asarray(shares)).argmax(1))
 
@@ -70,6 +69,7 @@ def taken(keeps: Floats, shares: Sequence[float], price: float) -> Places:
 def route_batch(
     count: int,
     *,
+    first: int | None,
     price: float,
     confidence: float,
     shares: Sequence[float],
@@ -82,6 +82,7 @@ def route_batch(
 
     Args:
         count: N ≥ 1.
+        first: the route that all clips take; None: the router chooses.
         price: see `taken`.
         confidence: the full network runs too where the largest softmax value of a cheaper route is below this.
         shares: (K,) multiply-adds of the routes.
@@ -91,14 +92,14 @@ def route_batch(
     Returns:
         Class scores (N, classes), the route of each clip, and whether the full network ran after it.
     """
-    if np.isfinite(price) and len(shares) > 1:
-        first = taken(1 / (1 + np.exp(-np.asarray(score(), dtype=np.float64))), shares, price)
+    if first is None:
+        routes = taken(1 / (1 + np.exp(-np.asarray(score(), dtype=np.float64))), shares, price)
     else:
-        first = np.zeros(count, dtype=np.int64)
+        routes = np.full(count, first, dtype=np.int64)
     last, outputs = len(shares) - 1, None
     again = np.zeros(count, dtype=bool)
-    for route in np.unique(first):
-        places = np.flatnonzero(first == route)
+    for route in np.unique(routes):
+        places = np.flatnonzero(routes == route)
         got = run(int(route), places)
         outputs = np.empty((count, *got.shape[1:]), got.dtype) if outputs is None else outputs
         outputs[places] = got
@@ -107,28 +108,48 @@ def route_batch(
     if again.any():
         outputs[again] = run(last, np.flatnonzero(again))  # type: ignore[index]
     assert outputs is not None
-    return outputs, first, again
+    return outputs, routes, again
 
 
-def shares_of(
-    first: Places, again: NDArray[np.bool_], *, price: float, shares: Sequence[float], router_share: float
-) -> Floats:
+def shares_of(routes: Places, again: NDArray[np.bool_], *, shares: Sequence[float], router_share: float) -> Floats:
     """Multiply-adds of each clip, of the original's: its route, the full network if it ran after it, the router: (N,).
 
     Args:
-        first: the route of each clip, int64 (N,).
+        routes: the route of each clip, int64 (N,).
         again: whether the full network ran after it, (N,).
-        price: see `taken`; the router runs where it is finite.
         shares: (K,) multiply-adds of the routes.
-        router_share: those of the router.
+        router_share: those of the router; 0 where it did not run.
     """
-    return np.asarray(np.asarray(shares)[first] + again * shares[-1] + router_share * bool(np.isfinite(price)))
+    return np.asarray(np.asarray(shares)[routes] + again * shares[-1] + router_share)
+
+
+def expected_ms(first: int | None, mix: Sequence[float], route_ms: Sequence[float], router_ms: float) -> float:
+    """Mean time of a clip in milliseconds.
+
+    Args:
+        first: see `route_batch`.
+        mix: (K,) runs of each route per clip.
+        route_ms: (K,) time of one run.
+        router_ms: time of the router for a clip.
+    """
+    routes: float = sum(part * ms for part, ms in zip(mix, route_ms, strict=True))
+    return routes + (router_ms if first is None else 0.0)
 
 
 def best_within(shares: Sequence[float], qualities: Sequence[float], budget: float) -> int:
     """Place of the best operating point that costs at most `budget`; of the first, the cheapest, where none does."""
     within = [place for place, share in enumerate(shares) if share <= budget + 1e-9]
     return max(within, key=lambda place: qualities[place], default=0)
+
+
+def best_point(
+    shares: Sequence[float], qualities: Sequence[float], ms: Sequence[float], *, budget: float, target_ms: float
+) -> int:
+    """Place of the best operating point within both limits; where none is fast enough, of the fastest."""
+    fast = [place for place, time_ms in enumerate(ms) if time_ms <= target_ms]
+    if not fast:
+        return int(np.argmin(ms))
+    return fast[best_within([shares[place] for place in fast], [qualities[place] for place in fast], budget)]
 
 
 def largest_softmax(scores: Floats) -> Floats:
@@ -177,56 +198,70 @@ class Bundle:
         self.shares = [float(route["share"]) for route in self.manifest["routes"]]
         self._sizes = [size for size in self.manifest["sizes"] if max_batch is None or size <= max_batch]
         router = self.manifest["router"]
-        started = {name for part in [*self.manifest["routes"], router] if part for name in part["files"]}
+        started = {name for part in _parts(self.manifest) for name in part["files"]}
         for name in self.manifest["files"].keys() - started:
             self._read(name)
         self._routes = [self._start(route["files"], threads) for route in self.manifest["routes"]]
         self._router = self._start(router["files"], threads) if router else None
         self._router_share = float(router["share"]) if router else 0.0
 
-    def point(self, budget: float | None = None) -> dict[str, Any]:
-        """The best operating point with at most `budget` of the original's multiply-adds; below the cheapest, that one.
+    def point(self, budget: float | None = None, target_ms: float | None = None) -> dict[str, Any]:
+        """The best operating point within both limits; below the cheapest, that one.
 
         Args:
-            budget: None: what the gated network took.
+            budget: mean multiply-adds per clip, of the original's. If both are None, what the gated network took.
+            target_ms: mean time per clip in the engine, in milliseconds, by the times of the machine that exported.
 
         Raises:
-            BundleError: `budget` is no positive number.
+            BundleError: one of them is no positive number.
         """
-        budget = float(self.manifest["default_budget"]) if budget is None else budget
-        if not 0 < budget < float("inf"):
-            raise BundleError(f"budget={budget}; a share of the original's multiply-adds, such as 0.6.")
+        for name, value in (("budget", budget), ("target_ms", target_ms)):
+            if value is not None and not 0 < value < float("inf"):
+                what = "a share of the original's multiply-adds, such as 0.6" if name == "budget" else "milliseconds"
+                raise BundleError(f"{name}={value}; {what}.")
+        if budget is None:
+            budget = float(self.manifest["default_budget"]) if target_ms is None else float("inf")
         curve: list[dict[str, Any]] = self.manifest["curve"]
-        return curve[best_within([point["share"] for point in curve], [point["quality"] for point in curve], budget)]
+        shares, qualities = [point["share"] for point in curve], [point["quality"] for point in curve]
+        limit = float("inf") if target_ms is None else target_ms
+        return curve[best_point(shares, qualities, [*map(self._ms, curve)], budget=budget, target_ms=limit)]
 
-    def answer(self, clips: Floats, *, budget: float | None = None) -> tuple[Floats, Places, Floats]:
+    def _ms(self, point: dict[str, Any]) -> float:
+        routes, router = self.manifest["routes"], self.manifest["router"]
+        router_ms = router["ms"] if router else 0.0
+        return expected_ms(point["first"], point["mix"], [route["ms"] for route in routes], router_ms)
+
+    def answer(
+        self, clips: Floats, *, budget: float | None = None, target_ms: float | None = None
+    ) -> tuple[Floats, Places, Floats]:
         """Let each clip take its route.
 
         Args:
             clips: float32 (N, C, T, H, W), N ≥ 1, as `read_clip` gives them.
             budget: as for `point`.
+            target_ms: as for `point`.
 
         Returns:
             Class scores (N, classes); the route that answered each clip (N,); multiply-adds of each clip (N,), as a
             share of the original's, router included.
 
         Raises:
-            BundleError: clips of another size or type, or `budget` is no positive number.
+            BundleError: clips of another size or type, or a limit that is no positive number.
         """
         clips = np.asarray(clips)
         if clips.dtype != np.float32 or clips.shape[1:] != self.clip_shape or not len(clips):
             wanted = ", ".join(map(str, self.clip_shape))
             raise BundleError(f"Clips of {clips.shape}, {clips.dtype}; these routes take float32 (N, {wanted}).")
-        point = self.point(budget)
-        price = float("inf") if point["price"] is None else float(point["price"])
+        point = self.point(budget, target_ms)
 
         def score() -> Floats:
             assert self._router is not None
             return self._cut(self._router, clips)
 
-        scores, first, again = route_batch(
+        scores, routes, again = route_batch(
             len(clips),
-            price=price,
+            first=point["first"],
+            price=float(point["price"]),
             confidence=float(point["confidence"]),
             shares=self.shares,
             score=score,
@@ -234,19 +269,20 @@ class Bundle:
                 self._routes[route], clips if len(places) == len(clips) else clips[places]
             ),
         )
-        cost = shares_of(first, again, price=price, shares=self.shares, router_share=self._router_share)
-        return scores, np.where(again, len(self.shares) - 1, first), cost
+        router_share = self._router_share if point["first"] is None else 0.0
+        cost = shares_of(routes, again, shares=self.shares, router_share=router_share)
+        return scores, np.where(again, len(self.shares) - 1, routes), cost
 
     def read_clip(self, path: str | Path) -> Floats:
         """The clip in the middle of a video, as the network was made for: float32 (1, 3, T, crop, crop).
 
         Raises:
-            BundleError: the file is missing, is no video, ends before the clip, or nothing of it can be decoded.
+            BundleError: the file is missing, is no video, ends before the clip, or nothing of that can be decoded.
         """
         return self.read_counted(path)[0]
 
     def read_counted(self, path: str | Path) -> tuple[Floats, int]:
-        """Like `read_clip`; and for how many of the T frames the file ends too early, so that its last one stands in.
+        """Like `read_clip`; and how many of the T frames the file lacks, see `Video.pictures_at`.
 
         Raises:
             BundleError: as for `read_clip`.
@@ -255,10 +291,6 @@ class Bundle:
         with Video(path) as video:
             start_s = max(0.0, (video.duration_s - clip["duration_s"]) / 2)
             frames, num_missing = video.pictures_at([start_s + offset for offset in clip["offsets_s"]])
-        if num_missing == len(frames):
-            raise BundleError(
-                f"`{path}` ends before its clip, at {start_s:.2f} s; it is cut off or damaged. Copy it again."
-            )
         pictures = resized_centre(frames, clip["short_side"], clip["crop"])
         values = (pictures.astype(np.float32) / 255 - np.float32(clip["mean"])) / np.float32(clip["std"])
         return np.ascontiguousarray(values.transpose(3, 0, 1, 2)[None], dtype=np.float32), num_missing
@@ -348,7 +380,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         BundleError: it is missing, damaged, of another version, or names files outside of the bundle.
     """
-    path = folder / MANIFEST
+    path = inside(folder, MANIFEST)
     if not path.is_file():
         raise BundleError(f"{path} is not there. Is {folder} an exported bundle?")
     document = read_document(
@@ -361,10 +393,42 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     )
     if document["engine"] not in ENGINES:
         raise BundleError(f"{path}: engine {document['engine']!r:.40} is none of {', '.join(ENGINES)}.")
-    named = [name for part in [*document["routes"], document["router"]] if part for name in part["files"]]
-    for name in [*document["files"], *named]:
+    try:
+        _check_contents(document)
+        named = [*document["files"], *(name for part in _parts(document) for name in part["files"])]
+    except (LookupError, TypeError, ValueError, AttributeError) as exc:
+        raise BundleError(
+            f"{path} does not hold what a bundle's does ({type(exc).__name__}: {exc}). Export it again."
+        ) from exc
+    for name in named:
         inside(folder, name)
     return document
+
+
+def _parts(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Routes, and the router if there is one."""
+    return [*document["routes"], *([document["router"]] if document["router"] else [])]
+
+
+def _check_contents(document: dict[str, Any]) -> None:
+    """Touch all that is used later, in the way in which it is used."""
+    count, clip = len(document["routes"]), document["clip"]
+    known = [float(part[key]) for part in _parts(document) for key in ("share", "ms")]
+    known += [float(point[key]) for point in document["curve"] for key in ("price", "confidence", "share", "quality")]
+    known += [float(document["default_budget"]), float(clip["duration_s"]), *map(float, clip["offsets_s"])]
+    sizes = [*document["clip_shape"], *document["sizes"], clip["short_side"], clip["crop"]]
+    if not np.isfinite(known).all() or not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError("a number that cannot be")
+    if not count or not document["curve"] or len(document["clip_shape"]) != 4 or (document["sizes"] and 1 not in sizes):
+        raise ValueError("no route, no operating point, or no size")
+    for point in document["curve"]:
+        first = point["first"]
+        if len(point["mix"]) != count or (first is not None and first not in range(count)):
+            raise ValueError("an operating point of other routes")
+        if first is None and not document["router"]:
+            raise ValueError("an operating point of a router that is not there")
+    [*map(str, document["classes"]), *document["files"].items(), *document["versions"].items()]
+    np.zeros(3) + np.float32(clip["mean"]) + np.float32(clip["std"])
 
 
 def _need(package: str) -> Any:
@@ -466,12 +530,8 @@ class Video:
         self.path = str(path)
         if not Path(path).is_file():
             raise self.error(f"`{path}` does not exist. Check the path.")
-        try:
-            self._container = av.open(self.path)
-        except (av.FFmpegError, OSError) as error:
-            raise self.error(
-                f"`{path}` is not a readable video ({_reason(error)}). Play it to see whether it is damaged."
-            ) from error
+        self._container = self._open()
+        self._packets_s = list[float]()  # when the frames begin whose packets were read since the last seek
         try:
             if not self._container.streams.video:
                 raise self.error(f"`{path}` has no video stream. Give a file with pictures in it.")
@@ -481,6 +541,14 @@ class Video:
         except BaseException:
             self._container.close()
             raise
+
+    def _open(self) -> Any:
+        try:
+            return av.open(self.path)
+        except (av.FFmpegError, OSError) as error:
+            raise self.error(
+                f"`{self.path}` is not a readable video ({_reason(error)}). Play it to see whether it is damaged."
+            ) from error
 
     @property
     def fps(self) -> float:
@@ -495,20 +563,20 @@ class Video:
                 decoder fails, the last picture before stays on screen.
 
         Returns:
-            (T, H, W, 3) uint8 RGB, upright as the file says (phones store a rotation), and how many of the T times lie
-            after the end of the last decoded frame.
+            (T, H, W, 3) uint8 RGB, upright as the file says (phones store a rotation), and for how many of the T times
+            there is no picture: after the end of the last frame, and where frames are damaged.
 
         Raises:
-            BundleError: nothing can be decoded there.
+            BundleError: there is none for any of them.
         """
-        shown, end_s = self._shown_at(times_s, seek=True)
+        shown, num_missing = self._shown_at(times_s, seek=True)
         if shown[0] is None and times_s[0] > 0:  # the seek went too far: decode from the beginning
-            shown, end_s = self._shown_at(times_s, seek=False)
+            shown, num_missing = self._shown_at(times_s, seek=False)
         first = next((frame for frame in shown if frame is not None), None)
-        if first is None:
+        if first is None or num_missing == len(times_s):
             raise self.error(
-                f"`{self.path}`: no frame can be decoded between {times_s[0]:.2f} s and {times_s[-1]:.2f} s. "
-                "Play it to see whether it is damaged."
+                f"`{self.path}`: no frame can be decoded between {times_s[0]:.2f} s and {times_s[-1]:.2f} s: it ends "
+                "before that, or is damaged there. Play it, or copy it again."
             )
         to_rgb = VideoReformatter()  # shared: to set it up takes longer than to convert a small frame
         pictures: list[NDArray[Any]] = []
@@ -518,7 +586,6 @@ class Video:
             else:  # one size for all: a stream may change its own half way
                 rgb = to_rgb.reformat(frame or first, first.width, first.height, format="rgb24")
                 pictures.append(rgb.to_ndarray())
-        num_missing = sum(time > end_s - _EARLY_S for time in times_s)
         return np.rot90(np.stack(pictures), round(first.rotation / 90), axes=(1, 2)), num_missing
 
     def close(self) -> None:
@@ -542,7 +609,7 @@ class Video:
         if self._stream.duration:
             return float(self._stream.duration * self._time_base)
         if self._container.duration:
-            return self._container.duration / av.time_base
+            return float(self._container.duration / av.time_base)
         end = 0
         try:
             for packet in self._container.demux(self._stream):
@@ -552,22 +619,24 @@ class Video:
             pass  # a broken tail: the packets before it count
         return max(float(end * self._time_base) - self._start_s, 0.0)
 
-    def _shown_at(self, times_s: Sequence[float], *, seek: bool) -> tuple[list[Any], float]:
-        """Find the frame on screen at each time, None before the first; and when the last one ends, in s."""
-        shown: list[Any] = [None] * len(times_s)
-        end_s = -1.0
-        next_time = 0
-        last = None
+    def _shown_at(self, times_s: Sequence[float], *, seek: bool) -> tuple[list[Any], int]:
+        """Find the frame on screen at each time, None before the first; and for how many there should be another."""
+        shown, num_missing = list[Any](), 0
+        last, begin_s, end_s = None, -math.inf, -math.inf
         for start_s, frame in self._decode_from(times_s[0] if seek else 0.0):
-            while next_time < len(times_s) and times_s[next_time] < start_s - _EARLY_S:
-                shown[next_time] = last
-                next_time += 1
-            last = frame
+            while len(shown) < len(times_s) and (time_s := times_s[len(shown)]) < start_s - _EARLY_S:
+                shown.append(last)
+                num_missing += time_s > end_s - _EARLY_S and self._came(begin_s, time_s)
+            last, begin_s = frame, start_s
             end_s = start_s + max(float((frame.duration or 0) * self._time_base), 1.0 / self.fps)
-            if next_time == len(times_s):
+            if len(shown) == len(times_s):
                 break
-        shown[next_time:] = [last] * (len(times_s) - next_time)
-        return shown, end_s
+        rest = times_s[len(shown) :]
+        return shown + [last] * len(rest), num_missing + sum(time_s > end_s - _EARLY_S for time_s in rest)
+
+    def _came(self, after_s: float, until_s: float) -> bool:
+        """Whether the file has a frame that begins in between, decoded or not; in time-lapses none is due."""
+        return any(after_s + _EARLY_S < start_s <= until_s + _EARLY_S for start_s in self._packets_s)
 
     def _decode_from(self, time_s: float) -> Iterator[tuple[float, Any]]:
         """Decode on from the key frame before `time_s`: (start in seconds, frame) in the order of showing.
@@ -593,14 +662,17 @@ class Video:
             self._container.seek(target, stream=self._stream, backward=True)
         except av.FFmpegError:  # cannot seek: begin again
             self._container.close()
-            self._container = av.open(self.path)
+            self._container = self._open()
             self._stream = self._container.streams.video[0]
-        packets = self._container.demux(self._stream)
+        packets, self._packets_s = self._container.demux(self._stream), list[float]()
         while True:
             try:
                 packet = next(packets)
             except (StopIteration, av.FFmpegError):
                 return
+            stamp = packet.dts if packet.pts is None else packet.pts
+            if stamp is not None:
+                self._packets_s.append(float(stamp * self._time_base) - self._start_s)
             try:
                 yield from packet.decode()
             except av.FFmpegError:
@@ -612,7 +684,13 @@ def _reason(error: Exception) -> str:
 
 
 def predict(
-    bundle: Bundle, paths: Sequence[str | Path], *, budget: float | None = None, batch: int = 1, readers: int = 2
+    bundle: Bundle,
+    paths: Sequence[str | Path],
+    *,
+    budget: float | None = None,
+    target_ms: float | None = None,
+    batch: int = 1,
+    readers: int = 2,
 ) -> Iterator[dict[str, Any]]:
     """Answer videos, in their order, while the next ones are decoded.
 
@@ -620,6 +698,7 @@ def predict(
         bundle: answers.
         paths: of the videos; one clip of each, from its middle.
         budget: as for `Bundle.point`.
+        target_ms: as for `Bundle.point`.
         batch: clips that are answered together, sorted by route.
         readers: threads that decode.
 
@@ -627,8 +706,8 @@ def predict(
         For each video a dict of "video" (its path), "class" (name, or None where the bundle names none), "label" (the
         class's number), "probability" (softmax), "route" (0 is the cheapest), "macs" (share of the original's
         multiply-adds, router included), "ms" (time in the engine, of its batch divided by the clips in it), "read_ms"
-        and "missing" (frames of the clip for which the file ended too early; its last picture stood in); or of "video"
-        and "error", if it cannot be read.
+        and "missing" (frames of the clip that the file does not have, or that are damaged; the picture before stands
+        in); or of "video" and "error", if it cannot be read, or the engine fails.
 
     Raises:
         BundleError: PyAV is not installed, or a number is out of range.
@@ -637,7 +716,8 @@ def predict(
         raise BundleError(NO_PYAV)
     if batch < 1 or readers < 1:
         raise BundleError(f"predict: batch={batch}, readers={readers}; at least 1 each.")
-    bundle.point(budget)  # what is wrong with it comes before any work
+    bundle.point(budget, target_ms)  # what is wrong with them comes before any work
+    limits = {"budget": budget, "target_ms": target_ms}
     ahead = 2 * batch + readers
     with ThreadPoolExecutor(readers) as pool:
         waiting: deque[tuple[str, Future[_Read]]] = deque()
@@ -648,7 +728,7 @@ def predict(
                     waiting.append((str(path), pool.submit(_timed_clip, bundle, path)))
                 if not waiting:
                     return
-                yield from _answers(bundle, [waiting.popleft() for _ in range(min(batch, len(waiting)))], budget)
+                yield from _answers(bundle, [waiting.popleft() for _ in range(min(batch, len(waiting)))], limits)
         finally:
             for _, future in waiting:
                 future.cancel()
@@ -665,8 +745,8 @@ def _timed_clip(bundle: Bundle, path: str | Path) -> _Read:
 
 
 def _answers(
-    bundle: Bundle, batch: "list[tuple[str, Future[_Read]]]", budget: float | None
-) -> Iterator[dict[str, Any]]:
+    bundle: Bundle, batch: "list[tuple[str, Future[_Read]]]", limits: dict[str, float | None]
+) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = [{"video": path} for path, _ in batch]
     read: list[tuple[dict[str, Any], Floats]] = []
     for line, (path, future) in zip(lines, batch, strict=True):
@@ -677,30 +757,41 @@ def _answers(
             line["error"] = str(exc)
         except Exception as exc:  # whatever a damaged file brings about in a decoder
             line["error"] = f"`{path}`: {type(exc).__name__}: {exc}"
-    if read:
-        start = time.perf_counter()
-        scores, routes, costs = bundle.answer(np.concatenate([clip for _, clip in read]), budget=budget)
-        ms = 1e3 * (time.perf_counter() - start) / len(read)
-        labels, chances = scores.argmax(1), largest_softmax(scores)
-        for n, (line, _) in enumerate(read):
-            label = int(labels[n])
-            name = bundle.classes[label] if label < len(bundle.classes) else None
-            line |= {"class": name, "label": label, "probability": round(float(chances[n]), 6)}
-            line |= {"route": int(routes[n]), "macs": round(float(costs[n]), 6), "ms": round(ms, 3)}
-            line["read_ms"] = round(line["read_ms"], 3)
-    yield from lines
+    if not read:
+        return lines
+    start = time.perf_counter()
+    try:
+        scores, routes, costs = bundle.answer(np.concatenate([clip for _, clip in read]), **limits)
+    except Exception as exc:  # an engine that runs out of memory, say: the other videos are still to be answered
+        for line, _ in read:
+            line["error"] = f"`{line['video']}`: {bundle.engine} failed ({type(exc).__name__}: {exc})"
+        return lines
+    ms = 1e3 * (time.perf_counter() - start) / len(read)
+    labels, chances = scores.argmax(1), largest_softmax(scores)
+    for n, (line, _) in enumerate(read):
+        if not np.isfinite(scores[n]).all():
+            line["error"] = f"`{line['video']}`: the network's answer is not finite"
+            continue
+        label = int(labels[n])
+        name = bundle.classes[label] if label < len(bundle.classes) else None
+        line |= {"class": name, "label": label, "probability": round(float(chances[n]), 6)}
+        line |= {"route": int(routes[n]), "macs": round(float(costs[n]), 6), "ms": round(ms, 3)}
+        line["read_ms"] = round(line["read_ms"], 3)
+    return lines
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """`runtime.py BUNDLE VIDEO …`: a line of JSON per video on stdout, what went wrong on stderr.
 
     Returns:
-        The exit code: 0; 2: the bundle or the command line is wrong; 4: videos that could not be read were passed over.
+        The exit code: 0; 2: the bundle or the command line is wrong; 4: videos that could not be answered were passed
+        over.
     """
     parser = argparse.ArgumentParser(prog="runtime.py", description="Answer videos with an exported bundle.")
     parser.add_argument("bundle", help="folder of the bundle")
     parser.add_argument("videos", nargs="+", metavar="VIDEO")
     parser.add_argument("--budget", type=float, help="mean share of the original's multiply-adds, such as 0.6")
+    parser.add_argument("--target-ms", type=float, metavar="MS", help="mean time per clip in the engine")
     parser.add_argument("--batch", type=int, default=1, help="clips that are answered together (default 1)")
     parser.add_argument("--threads", type=int, help="threads of the engine")
     given = parser.parse_args(words)
@@ -709,14 +800,15 @@ def main(words: Sequence[str] | None = None) -> int:
     unread = 0
     try:
         bundle = Bundle(given.bundle, threads=given.threads, max_batch=given.batch)
-        for line in predict(bundle, given.videos, budget=given.budget, batch=given.batch):
+        limits = {"budget": given.budget, "target_ms": given.target_ms}
+        for line in predict(bundle, given.videos, **limits, batch=given.batch):
             print(json.dumps(line), flush=True)
             unread += "error" in line
     except BundleError as exc:
         print(f"runtime.py: {exc}", file=sys.stderr)
         return USER_ERROR
     if unread:
-        print(f"runtime.py: {unread} of {len(given.videos)} videos could not be read", file=sys.stderr)
+        print(f"runtime.py: {unread} of {len(given.videos)} videos could not be answered", file=sys.stderr)
     return SOME_UNREADABLE if unread else 0
 
 
