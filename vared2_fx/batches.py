@@ -1,4 +1,4 @@
-"""What is read from a loader: its batches and its epochs.
+"""What is read from a loader: its batches, its epochs and what it draws from.
 
 N clips, C channels, T frames, H height, W width.
 """
@@ -95,6 +95,18 @@ def set_epoch(loader: Iterable[Any], epoch: int) -> None:
         if callable(getattr(part, "set_epoch", None)):
             part.set_epoch(epoch)  # type: ignore[union-attr]
             return
+
+
+def generators_of(*loaders: Iterable[Any]) -> list[torch.Generator]:
+    """The random generators that loaders and their samplers hold, each once; without one they draw from torch's own."""
+    found: list[torch.Generator] = []
+    for loader in loaders:
+        batches = getattr(loader, "batch_sampler", None)
+        for part in (loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)):
+            generator = getattr(part, "generator", None)
+            if isinstance(generator, torch.Generator) and all(generator is not other for other in found):
+                found.append(generator)
+    return found
 
 
 def batches_of(clips: Any) -> Iterable[Any]:

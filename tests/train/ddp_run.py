@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from small import bright_or_dark, config, small_net
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 import vared2_fx as vr
 
@@ -32,20 +32,16 @@ def without_lost(numbers: list[int], clips: TensorDataset) -> dict[str, object]:
 
 
 class Killed:
-    """A loader that ends the process, with no chance to clean up, when it is asked for a batch too many."""
+    """Collates clips, and ends the process, with no chance to clean up, when it is asked for a batch too many."""
 
-    def __init__(self, loader: DataLoader, batches: int) -> None:
-        self.loader, self.left = loader, batches
+    def __init__(self, batches: int) -> None:
+        self.left = batches
 
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self):
-        for batch in self.loader:
-            if self.left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            self.left -= 1
-            yield batch
+    def __call__(self, clips: list[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1
+        return default_collate(clips)
 
 
 def start(granularity: str) -> torch.fx.GraphModule:
@@ -62,8 +58,8 @@ def main(folder: str, batch: int, mode: str = "", schedule: str = "joint", granu
     if mode == "lost":
         train = DataLoader(range(64), batch_size=batch, collate_fn=partial(without_lost, clips=clips))
     else:
-        train = DataLoader(clips, batch_size=batch, shuffle=mode not in ("", "still"))
-    train = Killed(train, int(mode)) if mode.isdecimal() else train
+        collate = Killed(int(mode)) if mode.isdecimal() else None
+        train = DataLoader(clips, batch_size=batch, shuffle=mode not in ("", "still"), collate_fn=collate)
     val = DataLoader(bright_or_dark(32, 2), batch_size=16)
     changes = {"epochs": 3, "target_macs": 0.6, "distill_weight": 0.5, "out": folder, "resume": True}
     changes |= {"epochs": 1, "lr": 0.0, "gate_lr": 0.0} if mode == "still" else {}

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 from small import bright_or_dark, config, loaders, small_net
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 import vared2_fx as vr
 from vared2_fx.errors import CheckpointError, ConvertError, DataError, TrainError
@@ -100,6 +100,9 @@ class StopsAfter:
             self.left -= 1
             yield batch
 
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.loader, name)
+
 
 def test_resume_ends_where_the_uninterrupted_run_does(tmp_path):
     def start():
@@ -116,6 +119,29 @@ def test_resume_ends_where_the_uninterrupted_run_does(tmp_path):
     result = vr.finetune(resumed, train, val, config(out=str(tmp_path), resume=True))
     assert [e.objective for e in result.history] == [e.objective for e in expected.history]
     assert all(torch.equal(whole.state_dict()[k], v) for k, v in resumed.state_dict().items())
+
+
+def drawing(one: bool) -> DataLoader:
+    """Clips in an order of the loader's own generator, or of its sampler's; neither is torch's."""
+    clips, generator = bright_or_dark(64, 1), torch.Generator().manual_seed(3)
+    if one:
+        return DataLoader(clips, batch_size=16, shuffle=True, generator=generator)
+    own = torch.Generator().manual_seed(4)
+    return DataLoader(clips, batch_size=16, sampler=RandomSampler(clips, generator=own), generator=generator)
+
+
+@pytest.mark.parametrize("one", [True, False], ids=["one generator", "the sampler's is another"])
+def test_resume_draws_on_from_the_loaders_generators(tmp_path, one):
+    val, again = loaders()[1], config(out=str(tmp_path), resume=True)
+    whole = vr.convert(small_net())
+    vr.finetune(whole, drawing(one), val, config())
+    with pytest.raises(KeyboardInterrupt):
+        vr.finetune(vr.convert(small_net()), StopsAfter(drawing(one), 10), val, again)
+    resumed, left = vr.convert(small_net()), drawing(one)
+    vr.finetune(resumed, left, val, again)
+    assert all(torch.equal(whole.state_dict()[k], v) for k, v in resumed.state_dict().items())
+    with pytest.raises(CheckpointError, match=rf"of generators \({2 - one}\) than these loaders have \(0\)"):
+        vr.finetune(vr.convert(small_net()), in_batches(16), val, again)
 
 
 def test_resume_refuses_another_config_and_damaged_files(tmp_path):

@@ -49,6 +49,17 @@ def test_killed_and_resumed_ends_as_if_it_had_not_been(tmp_path, batches, kind):
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
+def test_two_processes_killed_and_resumed_draw_on(tmp_path):
+    """Accelerate gives their samplers a generator, and does not save it."""
+    assert run(*LAUNCH, RUN, str(tmp_path / "whole"), "8", "-1") == 0
+    assert run(*LAUNCH, RUN, str(tmp_path / "killed"), "8", "7") != 0
+    assert not (tmp_path / "killed/final.pt").exists()
+    assert (tmp_path / "killed/last/progress.json").exists()
+    assert run(*LAUNCH, RUN, str(tmp_path / "killed"), "8", "-1") == 0
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
 @pytest.mark.parametrize(("mode", "failed"), [((), 0), (("lost",), len(LOST))], ids=["all clips", "some lost"])
 def test_two_processes_are_one_with_twice_the_batch(tmp_path, mode, failed):
     assert run(*LAUNCH, RUN, str(tmp_path / "two"), "8", *mode) == 0

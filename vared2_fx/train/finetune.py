@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from vared2_fx.batches import read_batch, set_epoch
+from vared2_fx.batches import generators_of, read_batch, set_epoch
 from vared2_fx.config import FinetuneConfig
 from vared2_fx.convert import conversion
 from vared2_fx.errors import TrainError
@@ -143,7 +143,8 @@ class _Run:
         self.fits = {self.first_fit, config.epochs} if variants_first else set()
         self.average = make_average(dynamic, config, self.accelerator)
         self.kept = dynamic if self.average is None else self.average.module
-        self.folder = RunFolder(config, self.accelerator)
+        self.generators = generators_of(train_loader, val_loader)  # of several processes, with one that prepare made
+        self.folder = RunFolder(config, self.accelerator, self.generators)
         self.checked = nullcontext() if config.mixed_precision == "no" else CheckedConvs()
         self.history: list[EpochLog] = []
         self.best_weights: dict[str, Tensor] = {}
@@ -183,6 +184,7 @@ class _Run:
         return {
             "num_processes": self.accelerator.num_processes,
             "num_steps": self.num_steps,
+            "num_generators": len(self.generators),
             "teacher": None if self.teacher is None else self.teacher.fingerprint(),
         }
 

@@ -3,10 +3,12 @@
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, fx
 
@@ -22,6 +24,7 @@ _MEANING = {
     "num_processes": "had another number of processes{then} than this one{now}; launch as many.",
     "num_steps": "had another number of steps{then} than these clips and batches give{now}; pass the same training "
     "clips in batches of the same size.",
+    "num_generators": "had another number of generators{then} than these loaders have{now}; make the loaders as then.",
     "teacher": "learned from other weights. Pass the network as it was converted, not a trained one, or the run's "
     "`original`.",
 }
@@ -34,13 +37,19 @@ class RunFolder:
     `last/` is replaced as a whole: a kill at any moment leaves the state of one epoch or of the one before.
     """
 
-    def __init__(self, config: FinetuneConfig, accelerator: "Accelerator") -> None:
-        """Use `config.out`; nothing is written where it is None, nor by any process but the first."""
-        self._config, self._accelerator = config, accelerator
+    def __init__(
+        self, config: FinetuneConfig, accelerator: "Accelerator", generators: Sequence[torch.Generator] = ()
+    ) -> None:
+        """Use `config.out`; nothing is written where it is None.
+
+        `generators`: of the loaders, which accelerate does not save beside torch's own.
+        """
+        self._config, self._accelerator, self._generators = config, accelerator, generators
+        self._drawn = f"generators_{accelerator.process_index}.pt"
         self._folder = None if config.out is None else Path(config.out)
 
     def save_last(self, progress: dict[str, Any]) -> None:
-        """Write the state of everything that `accelerator` prepared, and `progress`, which JSON can hold."""
+        """Write the state of all that `accelerator` prepared and of the generators, and `progress`, as JSON."""
         if self._folder is None:
             return
         new, last, old = (self._folder / name for name in ("last.new", "last", "last.old"))
@@ -49,6 +58,8 @@ class RunFolder:
             shutil.rmtree(new, ignore_errors=True)
         self._accelerator.wait_for_everyone()
         self._accelerator.save_state(str(new))
+        if self._generators:
+            torch.save([generator.get_state() for generator in self._generators], new / self._drawn)
         self._accelerator.wait_for_everyone()  # each process writes a part of it
         if self._accelerator.is_main_process:
             document = {"config": _comparable(self._config), **progress}
@@ -67,7 +78,7 @@ class RunFolder:
             save(dynamic, self._folder / "best")
 
     def resume(self, **same: int | str | None) -> dict[str, Any] | None:
-        """Load the state of `last/` into everything prepared.
+        """Load the state of `last/` into everything prepared, and into the generators.
 
         Args:
             same: what `save_last` has to have been given, by its name there; see `_MEANING`.
@@ -100,7 +111,10 @@ class RunFolder:
                 then, now = (f" ({v})" if isinstance(v, int) else "" for v in (progress[name], value))
                 raise CheckpointError(f"resume: the run in {self._folder} {_MEANING[name].format(then=then, now=now)}")
         try:
+            drawn = torch.load(found[0] / self._drawn) if self._generators else []
             self._accelerator.load_state(str(found[0]))
+            for generator, state in zip(self._generators, drawn, strict=True):
+                generator.set_state(state)
         except Exception as exc:  # whatever the library meets in damaged files
             raise CheckpointError(f"resume: {found[0]} does not load ({exc}); start anew without resume.") from exc
         return progress
