@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import vared2_fx as vr
+
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("VARED2_DATA", ROOT.parent / "shared" / "data"))
 FOUND = sorted((ROOT / "benchmarks" / "results").glob("avletters*.json"))
@@ -75,6 +77,21 @@ def test_loaders_change_frames_and_size(parts):
     loader.set_epoch(0)
     torch.testing.assert_close(next(iter(loader))["video"], first, rtol=0, atol=0)
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["resnet", "x3d", "r2plus1d"])
+def test_networks_take_the_clips_of_every_control(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from avletters_parts.clips import CROP, FRAMES
+    from avletters_parts.networks import make_network
+
+    network = make_network(name, num_classes=3, width=8).eval()
+    usual = torch.randn(2, 1, FRAMES, *CROP)
+    dynamic = vr.convert(network, usual, vr.ConvertConfig(granularity="block"))
+    for frames, scale in ((FRAMES, 1.0), (1, 1.0), (10, 1.0), (FRAMES, 0.3)):
+        clips = torch.randn(2, 1, frames, *(round(scale * side) for side in CROP))
+        torch.testing.assert_close(dynamic(clips), network(clips))
+        assert network(clips).shape == (2, 3)
 
 
 def test_a_cascade_pays_for_both(monkeypatch):

@@ -32,7 +32,7 @@ class Controls:
         return self._trained(copy.deepcopy(self._base), seconds, rate=rate)
 
     def fewer_frames(self, target: float, seconds: float) -> dict[str, Any]:
-        """Clips of fewer frames over the same time."""
+        """Clips of fewer frames over the same time: the nearest number, which may cost up to 1/32 above `target`."""
         return self._trained(copy.deepcopy(self._base), seconds, frames=round(target * FRAMES))
 
     def smaller_pictures(self, target: float, seconds: float) -> dict[str, Any]:

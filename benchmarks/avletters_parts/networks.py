@@ -8,12 +8,12 @@ NAMES = ("resnet", "x3d", "r2plus1d")
 
 
 def make_network(name: str, *, num_classes: int, width: int = 16) -> nn.Module:
-    """Build one of `NAMES` with random weights; (N, 1, T, H, W) → (N, num_classes).
+    """Build one of `NAMES` with random weights; (N, 1, T, H, W) of any size → (N, num_classes).
 
     `width` is the channels of the first stage, of the ResNets alone.
     """
     if name == "x3d":
-        return create_x3d(
+        network = create_x3d(
             input_channel=1,
             input_clip_length=16,
             input_crop_size=64,
@@ -24,6 +24,8 @@ def make_network(name: str, *, num_classes: int, width: int = 16) -> nn.Module:
             head_activation=None,
             dropout_rate=0.2,
         )
+        network.blocks[-1].pool.pool = nn.AdaptiveAvgPool3d(1)  # its own takes no fewer frames, nor smaller pictures
+        return network
     return ResNet3D(num_classes, width, factored=name == "r2plus1d")
 
 
