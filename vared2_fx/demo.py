@@ -2,6 +2,9 @@
 
 Everything is real but the subject: the scenes are drawn, then encoded to H.264 files and decoded again; the
 network comes with its weights; conversion, fine-tuning, counting and timing are those of the library.
+
+What it promises, of its default seed: converted, the network answers as before; fine-tuned, it costs at most 65 % of
+the multiply-adds, static scenes the least, and loses at most one answer in a hundred.
 """
 
 import json
