@@ -68,7 +68,7 @@ def check_out(out: Path, resume: bool) -> None:
     """Refuse a file, and a run that is not to be gone on with."""
     if out.exists() and not out.is_dir():
         raise Vared2Error(f"--out {out}: that is a file; give a folder.")
-    if (out / "last").exists() and not resume:
+    if has_run(out) and not resume:
         raise Vared2Error(f"--out {out}: a run is there; go on with it by --resume, or take another folder.")
     if resume and not has_run(out):
         say(f"--resume: no run in {out} yet; starting one.")
