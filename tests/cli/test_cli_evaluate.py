@@ -28,8 +28,28 @@ def test_converted_networks_and_their_class_names(run, scenes):
     assert document["videos"]["percentiles"] == document["percentiles"]  # of one clip each
 
 
+def test_the_oracle_beside_the_gates(run, scenes):
+    run("convert", "mynets:build", *CLIP, "--out", "converted")
+    words = ("evaluate", "converted", "--base", "mynets:build", "--data", scenes / "val", "--device", "cpu", "--oracle")
+    document = json.loads(run(*words, "--json").stdout)
+    oracle = document["oracle"]
+    assert sum(rung["clips"] for rung in oracle["rungs"]) == document["num_clips"] == 18
+    assert oracle["rungs"][0]["accuracy"] == document["accuracy"]  # as converted, gates take the full choice
+    assert oracle["accuracy_gap"] == document["accuracy"] - oracle["accuracy"] <= 0
+    assert oracle["share_gap"] == document["share"] - oracle["share"] > 0
+    result = run(*words)
+    assert "clips for which it is the cheapest right one" in result.stdout
+    assert f"oracle: top-1 {100 * oracle['accuracy']:.1f} % at {100 * oracle['share']:.1f} %" in result.stdout
+    gaps = f"{100 * oracle['accuracy_gap']:+.1f} and {100 * oracle['share_gap']:+.1f} points from the oracle"
+    assert gaps in result.stdout
+    assert "clips: 18 clips read" in result.stderr  # once, however often they were gone through
+    assert json.loads(run(*words[:-1], "--json").stdout)["oracle"] is None
+
+
 def test_mistakes(run, scenes, folder):
     words = ("evaluate", "mynets:build", *CLIP, "--device", "cpu")
+    refused = run(*words, "--data", scenes / "val", "--oracle", code=2).stderr
+    assert "--oracle: mynets:build is not converted and has nothing to choose; give a folder that" in refused
     assert "no such folder" in run(*words, "--data", "nowhere", code=2).stderr
     (folder / "two.txt").write_text("a\nb\n")
     result = run(*words, "--data", scenes / "val", "--classes", "two.txt", code=2)

@@ -25,9 +25,10 @@ from vared2_fx.cli.options import (
 )
 from vared2_fx.cli.output import say, show, show_json
 from vared2_fx.errors import Vared2Error
+from vared2_fx.tables import percent
 
 if TYPE_CHECKING:
-    from vared2_fx.train import Evaluation
+    from vared2_fx.train import Evaluation, Oracle
 
 PERCENTILES = (5, 25, 50, 75, 95)
 _CLIPS = "Clips"
@@ -50,6 +51,14 @@ def evaluate(
         int,
         typer.Option(min=1, metavar="N", help="Crops of each clip, along the longer side.", rich_help_panel=_CLIPS),
     ] = 1,
+    oracle: Annotated[
+        bool,
+        typer.Option(
+            "--oracle",
+            help="Also what gates could reach at best: each clip at the cheapest choice, in all regions alike, that is "
+            "right for it. Takes a converted network, and a pass for each choice.",
+        ),
+    ] = False,
     pretrained: Pretrained = False,
     weights: Weights = None,
     num_classes: NumClasses = None,
@@ -71,13 +80,22 @@ def evaluate(
     * `vared2 evaluate runs/x3d_s/best --data clips/val`
 
     * `vared2 evaluate runs/x3d_s/best --data val.csv --clips-per-video 10 --crops 3`  (30 views, as papers have them)
+
+    * `vared2 evaluate runs/x3d_s/best --data clips/val --oracle`  (are the gates near what they could reach?)
     """
     check_data(data)
     opened = open_network(network, pretrained=pretrained, weights=weights, num_classes=num_classes, base=base)
     for note in opened.notes:
         say(f"note: {note}")
+    dynamic = opened.converted
+    if oracle and dynamic is None:
+        raise Vared2Error(
+            f"--oracle: {network} is not converted and has nothing to choose; give a folder that `vared2 convert` or "
+            "`vared2 finetune` wrote."
+        )
     from vared2_fx.data import make_loader
     from vared2_fx.train import evaluate as evaluate_network
+    from vared2_fx.train import oracle as ask_oracle
 
     loader = make_loader(
         data,
@@ -96,10 +114,13 @@ def evaluate(
     place(opened.model, device)
     evaluation = evaluate_network(opened.model, loader)
     say(f"clips: {loader.log}")
+    asked = ask_oracle(dynamic, loader) if oracle and dynamic is not None else None
     if json:
-        show_json(document(evaluation))
+        show_json(document(evaluation) | {"oracle": asked and _oracle_document(evaluation, asked)})
         return
     show(str(evaluation))
+    if asked:
+        show(f"\n{asked}\n{_from_oracle(evaluation, asked)}")
 
 
 def document(evaluation: "Evaluation") -> dict[str, Any]:
@@ -129,4 +150,22 @@ def document(evaluation: "Evaluation") -> dict[str, Any]:
         "max_macs": evaluation.max_macs,
         "share": evaluation.share,
         "videos": of_videos if videos else None,
+    }
+
+
+def _from_oracle(evaluation: "Evaluation", oracle: "Oracle") -> str:
+    accuracy, share = evaluation.accuracy - oracle.accuracy, evaluation.share - oracle.share
+    return (
+        f"gates: top-1 {percent(evaluation.accuracy)} at {percent(evaluation.share)} of the multiply-adds, "
+        f"{100 * accuracy:+.1f} and {100 * share:+.1f} points from the oracle"
+    )
+
+
+def _oracle_document(evaluation: "Evaluation", oracle: "Oracle") -> dict[str, Any]:
+    return {
+        "accuracy": oracle.accuracy,
+        "share": oracle.share,
+        "accuracy_gap": evaluation.accuracy - oracle.accuracy,
+        "share_gap": evaluation.share - oracle.share,
+        "rungs": [asdict(rung) for rung in oracle.rungs],
     }
