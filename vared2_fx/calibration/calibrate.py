@@ -86,7 +86,8 @@ def calibrate(
     another order. Then Φc, and where asked for Φt, become those that rebuild the layer's full output with the least
     squared error (ours; the paper learns them by gradient descent alone, as we understand it). What they were before is
     forgotten, so this belongs before fine-tuning. Inside blocks and stages Φc is set where channels are left out, Φt at
-    the end, and the batch norms of every choice are measured anew, as by `recalibrate_norms`.
+    the end, unless it is `hold`, their default, which has nothing to set; and the batch norms of every choice are
+    measured anew, as by `recalibrate_norms`.
 
     Args:
         dynamic: a converted network, maybe inside a wrapper; changed in place at the very end, or, where this raises,
@@ -94,8 +95,8 @@ def calibrate(
         clips: a loader, or a tensor of clips (N, C, T, H, W); labels are not needed. They are held in memory.
         reorder: False leaves channels where they are, and every bit of the full choice's result. Where an order is
             fixed by what reads the channels (a concatenation, a linear layer, grouped convolutions), it is in any case.
-        frames: set Φt, too. It brings maps nearer, but by drawing rebuilt frames to their mean; in a first measurement
-            (one seed, the demo's network) that cost accuracy, so frames are left as they are by default.
+        frames: set Φt, too. It brings maps nearer, but by drawing rebuilt frames to their mean; for single convolutions
+            of the demo's network that cost accuracy in each of three seeds, so frames are left as they are by default.
         ridge: share of a map's variance that is added to it, which draws rebuilt frames to held ones, and rebuilt
             channels to their means.
         max_clips: look at the first ones only.
