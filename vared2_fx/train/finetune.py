@@ -72,7 +72,8 @@ def finetune(
             evaluation mode. The network it was converted from is not touched.
         train_loader: batches as dicts with "video" and "label", or pairs (clips, labels). With distillation labels
             may be missing: the original's answers take their place.
-        val_loader: the same, for choosing the best epoch.
+        val_loader: the same, for choosing the best epoch and, with `variants_first`, for fitting the gates; so what the
+            result says of it is optimistic.
         config: see `FinetuneConfig`.
         original: with distillation, whose answers are learned; put in evaluation mode and moved to where `dynamic`
             is trained. None: a copy of the network that `dynamic` was converted from, with the weights that `dynamic`
