@@ -29,7 +29,7 @@ class ProbeResult:
 
 
 def probe_videos(listing: VideoListing, *, progress: bool = True) -> ProbeResult:
-    """Open each video and decode its first frame (a few milliseconds each).
+    """Open each video and decode its first frame (about 10 ms each at 256×256).
 
     Args:
         listing: the videos.
