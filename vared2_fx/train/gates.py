@@ -33,7 +33,8 @@ class GateFit:
     loss_weight: float
     """What a loss of 1 counted: as asked for, or as the target wanted it."""
     settled: dict[str, Choice] | None
-    """What each region takes for every clip, where gates that decide did no better; None: gates decide."""
+    """What each region takes for every clip, where gates that decide did no better; None: gates decide. Without
+    regions whose gates were left as they were."""
 
     @property
     def num_clips(self) -> int:
@@ -61,6 +62,9 @@ def fit_gates(
     they see under their own decisions.
 
     Take clips that the weights were not trained on: of those they know by heart, any choice is right.
+
+    A gate that is not asked once for every clip, as in a branch that some batch does not take, stays as it was, which
+    the log says.
 
     Args:
         dynamic: a converted network; its gates are trained in place, everything else stays. Its mode is restored.
@@ -97,14 +101,14 @@ def fit_gates(
     for number in range(rounds):
         look.over(loader, own=number > 0)
         if number == 0:
-            for path, gate in gates.items():
+            for path, gate in look.gates.items():
                 standardise(gate, torch.cat(look.features[path]))
         if target is None or number < rounds - 1:
             look.fit(loss_weight)
         else:
             loss_weight = _within(target, look, loader)
     settled = None
-    if settle and not proven(look, loader, loss_weight):
+    if settle and look.gates and not proven(look, loader, loss_weight):
         settled = settled_choices(look, loader, loss_weight, target, before)
         log.info(
             "gates that decide do no better on clips that they did not learn from: settled, at %s",

@@ -5,8 +5,9 @@ N clips.
 
 import copy
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
 from typing import Any
 
@@ -26,20 +27,28 @@ from vared2_fx.train.evaluate import check_scores
 from vared2_fx.train.regress import fit_each
 from vared2_fx.train.variants import ladder_of
 
+log = logging.getLogger(__name__)
+
 _LOST = 3.0
 """Cross-entropy from which on an answer is simply wrong: one hopeless clip shall not outweigh all others."""
 
 
 class Look:
-    """What the gates see, and what each choice would cost the clip that they see it of."""
+    """What the gates see, and what each choice would cost the clip that they see it of.
+
+    A gate inside what torch.fx cannot follow may be in a branch that clips do not take, or be asked twice. Nothing says
+    then which clip is in which row of what it saw, so it is left out of `gates`, and stays as it was.
+    """
 
     def __init__(self, dynamic: fx.GraphModule, gates: dict[str, Gate]) -> None:
-        self.dynamic, self.gates = dynamic, gates
+        self.dynamic, self.gates = dynamic, dict(gates)
+        self._before = state_of(gates)
+        self._missed: set[str] = set()
         self.pack, self.like, self.observed = packer(dynamic), next(dynamic.parameters()), with_decisions(dynamic)
         self.ladder: list[Choice] = []
         self.shares, self.dense = torch.empty(0), 0
         self.features: dict[str, list[Tensor]] = {path: [] for path in gates}
-        self.losses: list[Tensor] = []  # (N, choices) of everything in `features`
+        self.losses: list[Tensor] = []  # (N, choices) of every row of each of `features`
         self.known: dict[bytes, Tensor] = {}  # (choices,) losses of every clip seen, by its values
         self.sources: list[Tensor] = []  # (N,) number of the video that each is from
         self.numbers: dict[str | bytes, int] = {}  # of videos, by name; of clips without one by their values
@@ -62,11 +71,12 @@ class Look:
                     self.ladder, self.shares = ladder_of(self.dynamic, clip)
                 losses = self._losses(batch, labels, watch=not own)
                 if own:
-                    with _watched(self.gates, self.features):
+                    with self._watched(len(labels)):
                         self.dynamic(*self.pack(batch.video))
-                    self._note(batch, losses)
+                    self._note(batch, losses, times=1)
         if not self.losses:
             raise DataError("fit_gates: the loader gave no clips.")
+        self._leave_out()
 
     def fit(self, loss_weight: float) -> None:
         """Fit all gates to the clips seen so far."""
@@ -79,7 +89,8 @@ class Look:
     def regress(self, prices: Tensor, rows: Tensor | slice) -> None:
         """Fit all gates to some rows of `features`."""
         features = [torch.cat(self.features[path])[rows] for path in self.gates]
-        fit_each(list(self.gates.values()), features, prices[rows], self.ladder)
+        if features:  # else all are left out
+            fit_each(list(self.gates.values()), features, prices[rows], self.ladder)
 
     def outcome(
         self, video: Tensor, labels: Tensor, choices: Mapping[Gate, tuple[int, int]] = MappingProxyType({})
@@ -99,10 +110,10 @@ class Look:
         keys = [_key(clip) for clip in batch.video]
         if not watch and all(key in self.known for key in keys):
             return torch.stack([self.known[key] for key in keys])
-        found = []
+        found, shown = [], {0, len(self.ladder) // 2, len(self.ladder) - 1} if watch else set()
         for place, choice in enumerate(self.ladder):
-            shown = watch and place in {0, len(self.ladder) // 2, len(self.ladder) - 1}
-            with policy(self.dynamic, {"*": choice}), _watched(self.gates, self.features if shown else {}):
+            watched = self._watched(len(labels)) if place in shown else nullcontext()
+            with policy(self.dynamic, {"*": choice}), watched:
                 output = self.dynamic(*self.pack(batch.video)).float()
             check_scores(labels, output)
             if not output.isfinite().all():
@@ -110,15 +121,44 @@ class Look:
             found.append(F.cross_entropy(output, labels, reduction="none").clamp_max(_LOST))
         losses = torch.stack(found, 1)
         self.known.update(zip(keys, losses, strict=True))
-        self._note(batch, losses)
+        self._note(batch, losses, times=len(shown))
         return losses
 
-    def _note(self, batch: Batch, losses: Tensor) -> None:
-        """Losses and sources of what was watched since the last time, once for each choice that was watched."""
+    @contextmanager
+    def _watched(self, num_clips: int) -> Iterator[None]:
+        """Note what the gates look at while the network runs once on so many clips."""
+        seen: dict[str, list[Tensor]] = {path: [] for path in self.gates}
+        hooks = [
+            self.gates[path].register_forward_pre_hook(
+                lambda gate, args, into=into: into.append(gate.look(args[0]).float())
+            )
+            for path, into in seen.items()
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for path, looks in seen.items():
+            if [len(rows) for rows in looks] == [num_clips]:
+                self.features[path] += looks
+            else:
+                self._missed.add(path)
+
+    def _note(self, batch: Batch, losses: Tensor, *, times: int) -> None:
+        """Losses and sources of a batch, once for each time that it was watched."""
         numbers = [self.numbers.setdefault(name, len(self.numbers)) for name in names_of(batch)]
-        for _ in range(len(next(iter(self.features.values()))) - len(self.losses)):
-            self.losses.append(losses)
-            self.sources.append(torch.tensor(numbers, device=losses.device))
+        self.losses += times * [losses]
+        self.sources += times * [torch.tensor(numbers, device=losses.device)]
+
+    def _leave_out(self) -> None:
+        """Forget the gates that some run did not ask once for every clip, whatever they learned before it."""
+        left = [path for path in self.gates if path in self._missed]
+        for path in left:
+            self.gates.pop(path).load_state_dict(self._before[path])
+            del self.features[path]
+        if left:
+            log.info("these gates stay as they were, not asked once for every clip: %s", ", ".join(left))
 
 
 def names_of(batch: Batch) -> Sequence[str | bytes]:
@@ -128,20 +168,6 @@ def names_of(batch: Batch) -> Sequence[str | bytes]:
 
 def _key(clip: Tensor) -> bytes:
     return hashlib.blake2b(clip.contiguous().cpu().view(torch.uint8).numpy().tobytes(), digest_size=16).digest()
-
-
-@contextmanager
-def _watched(gates: dict[str, Gate], seen: dict[str, list[Tensor]]) -> Iterator[None]:
-    """Note what the gates of `seen` look at."""
-    hooks = [
-        gates[path].register_forward_pre_hook(lambda gate, args, into=into: into.append(gate.look(args[0]).float()))
-        for path, into in seen.items()
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def state_of(gates: dict[str, Gate]) -> dict[str, dict[str, Tensor]]:

@@ -71,7 +71,7 @@ def settled_choices(
     Returns:
         The choice of each region.
     """
-    known = [before] if len(before) == len(look.gates) else []
+    known = [before] if all(gate in before for gate in look.gates.values()) else []
     alike, mixed = _static(look, loader, None, loss_weight, target)
     candidates = [*known, alike]
     if mixed != alike and _mixing_pays(look, loader, loss_weight, target):
