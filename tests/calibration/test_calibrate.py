@@ -209,6 +209,24 @@ def test_a_network_that_torch_fx_cannot_follow():
     assert all(fit.after >= fit.before - 1e-3 for layer in found.layers for fit in layer.choices)
 
 
+@pytest.mark.parametrize("config", [{}, {"channel_rebuild": "depthwise"}, {"channel_shares": (1.0,)}], ids=str)
+def test_a_branch_that_no_clip_takes_is_left_as_it_is(config):
+    class Branching(Net):
+        def forward(self, x):
+            x = self.a(x).relu()
+            return self.head((self.b(x) if x.mean() > 1e3 else x).mean((2, 3, 4)))
+
+    torch.manual_seed(0)
+    dynamic = vr.convert(Branching(), CLIPS[:1], ConvertConfig(**config))
+    before = state_of(dynamic)
+    found = vr.calibrate(dynamic, LOADER, frames=True)
+    assert {layer.path: bool(layer.choices) for layer in found.layers} == {"a": True, "b": False}
+    assert str(found).endswith("no clip for any of their choices, left as they are: b")
+    changed = unequal(dynamic, before)
+    assert any(".a." in name for name in changed)
+    assert not any(".b." in name for name in changed)
+
+
 def test_wrapped_networks_and_such_that_show_decisions():
     expected = converted()
     vr.calibrate(expected, LOADER)

@@ -36,7 +36,10 @@ class ChoiceFit:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerCalibration:
-    """One region, and all its choices after the full one that the clips were long enough for."""
+    """One region, and all its choices after the full one that the clips were long enough for.
+
+    None where no clip took the branch that it is in; it is left as it is then.
+    """
 
     path: str
     new_channels: int | None
@@ -66,7 +69,10 @@ class Calibration:
                 name, new = first if number == 0 else ("", "")
                 rows.append((name, new, choice, f"{fit.before:.3f}", f"{fit.after:.3f}"))
         title = f"{self.network}, calibrated on {self.clips} clips: R² of each layer's output"
-        return title + "\n" + text_table(("layer", ">new channels", "choice", ">before", ">after"), rows)
+        table = text_table(("layer", ">new channels", "choice", ">before", ">after"), rows)
+        left = [layer.path for layer in self.layers if not layer.choices]
+        note = f"\nno clip for any of their choices, left as they are: {', '.join(left)}" if left else ""
+        return f"{title}\n{table}{note}"
 
 
 @torch.inference_mode(False)

@@ -22,7 +22,8 @@ Taker = Callable[[Tensor], None]
 def fit_convs(dynamic: fx.GraphModule, batches: Sequence[Tensor], pack: Pack, ridge: float, *, frames: bool) -> None:
     """Set Φc, and with `frames` Φt, of every dynamic convolution, in place.
 
-    From its output where the network computes everything. In evaluation mode, without gradients.
+    From its output where the network computes everything; one that no clip reaches, in a branch, stays as it is. In
+    evaluation mode, without gradients.
 
     Raises:
         DataError: as `check_values`.
@@ -89,12 +90,14 @@ class _ConvFit:
 
     def set(self, ridge: float, num_clips: int) -> None:
         self.frames.set(ridge, num_clips)
-        if self.rebuilds:
-            unknowns = self.region.geometry.out_channels
-            check_values(self.path, self.channels.count, unknowns, num_clips, finite=self.channels.finite)
+        if not self.channels.count:  # no clip came here, or nothing is rebuilt
+            return
+        unknowns = self.region.geometry.out_channels
+        check_values(self.path, self.channels.count, unknowns, num_clips, finite=self.channels.finite)
         for rebuild in self.rebuilds:
             set_channels(rebuild, self.channels, ridge)
 
     def set_kernels(self, ridge: float) -> None:
         for rebuild, patches in self.patches.items():
-            set_kernels(rebuild, patches.fits, ridge)
+            if patches.fits.count:
+                set_kernels(rebuild, patches.fits, ridge)

@@ -53,7 +53,7 @@ class ChannelMoments:
     @property
     def finite(self) -> bool:
         """Whether no map held a value that is not a number, or infinite."""
-        return self._products is not None and bool(self._products.isfinite().all())
+        return self._products is None or bool(self._products.isfinite().all())
 
 
 class SpatialFits:
@@ -123,7 +123,7 @@ class LinearFits:
     @property
     def finite(self) -> bool:
         """Whether no value was infinite, or not a number."""
-        return self._moments is not None and bool(self._moments.isfinite().all())
+        return self._moments is None or bool(self._moments.isfinite().all())
 
     def _centred(self) -> tuple[Tensor, Tensor]:
         """Means (M, k + 1) and covariances (M, k + 1, k + 1) of regressors and target."""
