@@ -217,6 +217,19 @@ def test_the_schedule_ends_with_fitted_gates():
         assert all(not torch.equal(before[path], r.gate.out.weight) for path, r in regions(dynamic).items())
 
 
+def test_what_cannot_be_fitted_is_refused_before_the_first_step(tmp_path, untouched):
+    soft = vr.convert(tiny_net(), config=vr.ConvertConfig(gate="soft_modulation"))
+    config = vr.FinetuneConfig(schedule="variants_first", epochs=1, progress=False, out=str(tmp_path / "run"))
+    draw = torch.random.get_rng_state()
+    with (
+        untouched(soft),
+        pytest.raises(TrainError, match=r"finetune: gates of kind soft_modulation .* schedule='joint'"),
+    ):
+        vr.finetune(soft, tiny_loader(), tiny_loader(), config)
+    assert not (tmp_path / "run").exists()
+    assert torch.equal(torch.random.get_rng_state(), draw)
+
+
 def test_clear_errors():
     soft = vr.convert(tiny_net(), config=vr.ConvertConfig(gate="soft_modulation"))
     with pytest.raises(TrainError, match="convert with gate='softmax'"):

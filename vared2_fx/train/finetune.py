@@ -23,7 +23,7 @@ from vared2_fx.train.average import make_average
 from vared2_fx.train.board import Board
 from vared2_fx.train.distill import Answered, Teacher, classifier_of, make_teacher
 from vared2_fx.train.evaluate import Evaluation, evaluate
-from vared2_fx.train.gates import fit_gates
+from vared2_fx.train.gates import check_fittable, fit_gates
 from vared2_fx.train.history import EpochLog, EpochMeter, best_of, log_of, rank
 from vared2_fx.train.norms import has_own_norms, own_statistics, recalibrate_norms
 from vared2_fx.train.objective import Objective, check_finite
@@ -86,13 +86,15 @@ def finetune(
         ConvertError: `dynamic` is not a converted network, or cannot come down to the target.
         DataError: a loader is empty, its labels are missing or do not fit the network's outputs, or the network takes
             boxes.
-        TrainError: the loss is not finite, `original` shares weights with `dynamic`, an optimiser is unknown, or
-            several processes were asked for what takes one.
+        TrainError: the loss is not finite, `original` shares weights with `dynamic`, an optimiser is unknown, gates are
+            of a kind that the schedule cannot fit, or several processes were asked for what takes one.
         CheckpointError: the run to resume is damaged, or had another config, other batches, processes or teacher.
     """
     conversion(dynamic)
     packer(dynamic)  # refuses a network that takes more than clips
     config = config or FinetuneConfig()
+    if config.schedule == "variants_first":
+        check_fittable("finetune", dynamic)
     check_reachable("finetune", dynamic, val_loader, config.target)
     with on_device_of(dynamic):
         return _Run(dynamic, train_loader, val_loader, config, original).run()

@@ -87,9 +87,8 @@ def fit_gates(
         TrainError: gates of kind `soft_modulation`, which do not take one choice; or a number out of range.
         DataError: the loader is empty, or a batch has no labels that fit the network.
     """
+    check_fittable("fit_gates", dynamic)
     gates = {path: region.gate for path, region in regions(dynamic).items()}
-    if any(gate.kind == "soft_modulation" for gate in gates.values()):
-        raise TrainError("fit_gates: gates of kind soft_modulation weigh several choices; convert with gate='softmax'.")
     if not 0 < loss_weight < math.inf or rounds < 1:
         raise TrainError(
             f"fit_gates: loss_weight={loss_weight}, rounds={rounds}; expected a weight above 0, and at least one round."
@@ -117,6 +116,19 @@ def fit_gates(
     best = Counter(look.ladder[int((look.shares + loss_weight * loss).argmin())] for loss in look.known.values())
     targets = {choice: best[choice] for choice in look.ladder}
     return GateFit(targets=targets, loss_weight=loss_weight, settled=settled)
+
+
+def check_fittable(where: str, dynamic: fx.GraphModule) -> None:
+    """Refuse gates that cannot be fitted, as they do not take one choice.
+
+    Raises:
+        TrainError: some are of kind `soft_modulation`; the text begins with `where`.
+    """
+    if any(region.gate.kind == "soft_modulation" for region in regions(dynamic).values()):
+        raise TrainError(
+            f"{where}: gates of kind soft_modulation weigh several choices, and cannot be fitted; convert with "
+            "gate='softmax', or train with schedule='joint'."
+        )
 
 
 def _within(target: float, look: Look, loader: Iterable[Any]) -> float:
