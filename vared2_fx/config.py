@@ -216,7 +216,7 @@ class FinetuneConfig:
     """Softens both answers before they are compared; see `distillation_loss`."""
 
     efficiency_weight: float = 1.0
-    """λ, the weight of the efficiency loss beside the task loss."""
+    """λ, the weight of the efficiency loss beside the task loss. In the joint schedule a target needs one above 0."""
 
     efficiency_warmup: float = 0.1
     """Share of all epochs over which λ rises from zero, so that the task is found before it is squeezed."""
@@ -313,6 +313,11 @@ class FinetuneConfig:
                     f"FinetuneConfig: {name} has no effect with schedule={self.schedule!r}; leave it out, or take "
                     f"schedule={'variants_first' if joint else 'joint'!r}."
                 )
+        if joint and self.target_macs is not None and not self.efficiency_weight:
+            raise ConvertError(
+                f"FinetuneConfig: efficiency_weight=0 leaves nothing to come down to target_macs={self.target_macs} "
+                "with; give it a weight above 0, or leave target_macs out."
+            )
         if self.label_smoothing and not joint and not self.own_share:
             raise ConvertError(
                 "FinetuneConfig: label_smoothing has no effect with schedule='variants_first' unless own_share is "

@@ -290,8 +290,15 @@ def test_what_is_reachable_is_asked_at_the_size_of_the_clips():
         {"label_smoothing": 1.0},
         {"own_share": 1.0},
         {"gate_loss_weight": 0.0},
+        {"target_macs": 0.6, "efficiency_weight": 0.0},
     ],
 )
 def test_impossible_configs_are_refused(changes):
     with pytest.raises(ConvertError, match="FinetuneConfig"):
         vr.FinetuneConfig(**changes)
+
+
+def test_a_target_is_met_by_the_price_of_multiply_adds_in_the_joint_schedule_only():
+    with pytest.raises(ConvertError, match=r"efficiency_weight=0 .* target_macs=0.6 .* give it a weight above 0"):
+        vr.FinetuneConfig(target_macs="60%", efficiency_weight=0)
+    assert vr.FinetuneConfig(schedule="variants_first", target_macs="60%", efficiency_weight=0).target == 0.6
