@@ -24,6 +24,7 @@ def main(folder: Path) -> None:
     except TrainError as error:
         refused = str(error)
     found = {"epochs": epochs, "draw": float(torch.rand(())), "refused": refused}
+    found["processes"] = make_accelerator(config(mixed_precision="bf16"), on_cpu=True).num_processes
     (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(found))
 
 

@@ -97,6 +97,7 @@ def test_processes_share_clips_but_not_draws(tmp_path):
     assert first["epochs"][0] != first["epochs"][1]
     assert first["draw"] != second["draw"]
     assert "of a list each would get all" in first["refused"]
+    assert first["processes"] == second["processes"] == 2, "also in a run of another precision"
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])

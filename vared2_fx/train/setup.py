@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -30,9 +31,11 @@ def make_accelerator(config: FinetuneConfig, *, on_cpu: bool) -> "Accelerator":
     from accelerate.utils import set_seed
 
     set_seed(config.seed)
+    if not dist.is_initialized():  # accelerate keeps an earlier run's device and precision in the process
+        AcceleratorState._reset_state(reset_partial_state=True)
     try:
         accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=on_cpu)
-    except ValueError:  # accelerate keeps precision and device per process; an earlier run had others
+    except ValueError:  # one of several processes stays that, on its device, but for an earlier run's precision
         AcceleratorState._reset_state()
         accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=on_cpu)
     check_whole_weights(accelerator.distributed_type.value)
