@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -98,6 +99,14 @@ def test_processes_share_clips_but_not_draws(tmp_path):
     assert first["draw"] != second["draw"]
     assert "of a list each would get all" in first["refused"]
     assert first["processes"] == second["processes"] == 2, "also in a run of another precision"
+
+
+def test_processes_that_do_not_see_the_same_run_are_all_refused(tmp_path):
+    assert run(*LAUNCH, str(HERE / "ddp_apart.py"), str(tmp_path)) == 0
+    for rank in (0, 1):
+        refused = json.loads((tmp_path / f"{rank}.json").read_text())["refused"]
+        assert re.search(r"process 0 finds a run after epoch 1 .*, process 1 nothing; .* all machines share", refused)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])

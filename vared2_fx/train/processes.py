@@ -29,6 +29,15 @@ def weight_of_clips(num_clips: int, device: torch.device) -> float:
     return num_clips * len(counts) / sum(counts) if all(counts) else 0.0
 
 
+def of_all_processes(value: Any) -> list[Any]:
+    """What every process has for `value`, in their order: anything small that pickles."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 @torch.no_grad()
 def average_over_processes(values: Iterable[Tensor]) -> None:
     """Let every process have the mean of all processes' values, in place."""

@@ -1,5 +1,6 @@
 """A fine-tuning run on disk: everything needed to go on, the best network, and the log."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from torch import Tensor, fx
 from vared2_fx.checkpoint import WEIGHTS_FILE, save
 from vared2_fx.config import FinetuneConfig
 from vared2_fx.errors import CheckpointError
+from vared2_fx.train.processes import of_all_processes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -87,12 +89,13 @@ class RunFolder:
             What `save_last` was given; None where there is nothing to go on with, or `resume` is off.
 
         Raises:
-            CheckpointError: the run had another config, or other clips, processes or teacher, or its files are
-                damaged. Nothing is loaded then, unless it is the state itself that is damaged.
+            CheckpointError: the run had another config, or other clips, processes or teacher, its files are damaged, or
+                processes do not find the same. Nothing is loaded then, unless it is the state itself that is damaged.
         """
         if self._folder is None or not self._config.resume:
             return None
         found = [self._folder / name for name in ("last", "last.old") if (self._folder / name).exists()]
+        self._check_same_everywhere(found)
         if not found:
             return None
         try:
@@ -119,10 +122,32 @@ class RunFolder:
             raise CheckpointError(f"resume: {found[0]} does not load ({exc}); start anew without resume.") from exc
         return progress
 
+    def _check_same_everywhere(self, found: list[Path]) -> None:
+        """Refuse, in all processes, to go on from different epochs: they would wait for each other in vain."""
+        first, *others = of_all_processes(_state_in(found))
+        for number, other in enumerate(others, start=1):
+            if other != first:
+                raise CheckpointError(
+                    f"resume: in {self._folder} process 0 finds {first}, process {number} {other}; let `out` be one "
+                    "folder that all machines share."
+                )
+
     def best_weights(self) -> dict[str, Tensor]:
         """The weights in `best/`."""
         assert self._folder is not None
         return load_file(self._folder / "best" / WEIGHTS_FILE)
+
+
+def _state_in(found: list[Path]) -> str:
+    """What there is to go on from, in words, which are the same for the same run after the same epoch only."""
+    if not found:
+        return "nothing"
+    try:
+        text = (found[0] / "progress.json").read_bytes()
+        epoch = json.loads(text)["history"][-1]["epoch"]
+    except (OSError, ValueError, LookupError):
+        return "a damaged run"
+    return f"a run after epoch {epoch} (checksum {hashlib.blake2b(text, digest_size=8).hexdigest()})"
 
 
 def _comparable(config: FinetuneConfig) -> dict[str, Any]:
