@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -101,12 +102,26 @@ def test_processes_share_clips_but_not_draws(tmp_path):
     assert first["processes"] == second["processes"] == 2, "also in a run of another precision"
 
 
-def test_processes_that_do_not_see_the_same_run_are_all_refused(tmp_path):
-    assert run(*LAUNCH, str(HERE / "ddp_apart.py"), str(tmp_path)) == 0
-    for rank in (0, 1):
-        refused = json.loads((tmp_path / f"{rank}.json").read_text())["refused"]
-        assert re.search(r"process 0 finds a run after epoch 1 .*, process 1 nothing; .* all machines share", refused)
-    assert not (tmp_path / "elsewhere").exists()
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory) -> list[dict[str, Any]]:
+    """What two processes found that differ in what they evaluate, and in the folder that they go on from."""
+    folder = tmp_path_factory.mktemp("apart")
+    assert run(*LAUNCH, str(HERE / "ddp_apart.py"), str(folder)) == 0
+    assert not (folder / "elsewhere").exists()
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_the_first_process_decides_for_all(apart):
+    """Its evaluations are what patience, the target's steering and the choice of the best epoch go by."""
+    first, second = apart
+    assert len(first["history"]) > 2
+    assert first["history"] == second["history"]
+    assert first["shares"] == second["shares"] == [epoch["share"] for epoch in first["history"]]
+
+
+def test_processes_that_do_not_find_the_same_run_are_all_refused(apart):
+    said = r"process 0 finds a run after epoch \d .*, process 1 nothing; .* all machines share"
+    assert all(re.search(said, found["refused"]) for found in apart)
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])

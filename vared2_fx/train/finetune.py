@@ -29,7 +29,7 @@ from vared2_fx.train.norms import has_own_norms, own_statistics, recalibrate_nor
 from vared2_fx.train.objective import Objective, check_finite
 from vared2_fx.train.optimizer import make_optimizer
 from vared2_fx.train.precision import CheckedConvs
-from vared2_fx.train.processes import average_over_processes, shared_norms, weight_of_clips
+from vared2_fx.train.processes import average_over_processes, of_all_processes, shared_norms, weight_of_clips
 from vared2_fx.train.progress import TrainingBar
 from vared2_fx.train.setup import check_shared_out, make_accelerator, make_scheduler, num_batches, on_device_of
 from vared2_fx.train.state import RunFolder
@@ -271,10 +271,11 @@ class _Run:
     def _finish_epoch(self, epoch: int, meter: EpochMeter, seconds: float) -> None:
         """Evaluate, keep the best, write everything down."""
         evaluation = evaluate(self.kept, self.val_loader, original=self.teacher)
-        if self.objective.controller is not None:
-            self.objective.controller.evaluated(evaluation.share)
         alarms = collapse_alarms(evaluation)
-        line = log_of(epoch, meter, evaluation, self.config, seconds=seconds, alarms=len(alarms))
+        own = log_of(epoch, meter, evaluation, self.config, seconds=seconds, alarms=len(alarms))
+        line: EpochLog = of_all_processes(own)[0]  # the first decides for all: what is charged, kept, and when it ends
+        if self.objective.controller is not None:
+            self.objective.controller.evaluated(line.share)
         self.history.append(line)
         log.info("epoch %d of %d: %s", epoch, self.config.epochs, evaluation)
         for alarm in alarms if epoch else ():  # as converted, no gate decides anything yet
