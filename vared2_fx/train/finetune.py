@@ -157,7 +157,9 @@ class _Run:
             self.history = [EpochLog(**line) for line in progress["history"]]
             self.best_weights = self.folder.best_weights()
         else:
-            self._recalibrate()  # before anything is saved, so that what is gone on with has these statistics
+            self._recalibrate(self.dynamic)  # before anything is saved: what is gone on with has these statistics
+            if self.average is not None:
+                self.average.module.load_state_dict(self.dynamic.state_dict())
             self._finish_epoch(0, EpochMeter(), 0.0)
         several = self.accelerator.num_processes > 1
         sharing = shared_norms(self.gates) if several else nullcontext()
@@ -172,7 +174,9 @@ class _Run:
                 if epoch in self.fits:
                     self._fit_gates()
                 elif epoch > self.first_fit:
-                    self._recalibrate(taken_only=True)
+                    self._recalibrate(self.dynamic, taken_only=True)
+                elif epoch == self.config.epochs:
+                    self._recalibrate(self.kept)
                 self._finish_epoch(epoch, meter, time.perf_counter() - start)
         self.dynamic.load_state_dict(self.best_weights)
         self.dynamic.eval()
@@ -191,16 +195,14 @@ class _Run:
             "teacher": None if self.teacher is None else self.teacher.fingerprint(),
         }
 
-    def _recalibrate(self, *, taken_only: bool = False) -> None:
-        """Each choice is trained with statistics of its own, where it has some; processes, which see parts, share."""
-        if has_own_norms(self.dynamic):
-            recalibrate_norms(self.dynamic, self.train_loader, taken_only=taken_only)
-            average_over_processes(own_statistics(self.dynamic))
-            if self.average is not None:  # of the joint schedule, which measures before the first step only
-                self.average.module.load_state_dict(self.dynamic.state_dict())
+    def _recalibrate(self, network: fx.GraphModule, *, taken_only: bool = False) -> None:
+        """Measure the statistics of each choice, where it has some of its own; processes, which see parts, share."""
+        if has_own_norms(network):
+            recalibrate_norms(network, self.train_loader, taken_only=taken_only)
+            average_over_processes(own_statistics(network))
 
     def _fit_gates(self) -> None:
-        self._recalibrate()
+        self._recalibrate(self.dynamic)
         loader = self.val_loader if self.teacher is None else Answered(self.val_loader, self.teacher, self.like)
         config = self.config
         fit = fit_gates(
@@ -208,7 +210,7 @@ class _Run:
         )
         log.info("gates: %s", fit)
         if fit.settled is not None:
-            self._recalibrate(taken_only=True)
+            self._recalibrate(self.dynamic, taken_only=True)
 
     def _train_epoch(self, epoch: int, bar: TrainingBar) -> EpochMeter:
         meter = EpochMeter()
