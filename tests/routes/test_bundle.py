@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import av
@@ -62,6 +63,19 @@ def test_what_an_engine_cannot_compile_is_said_when_a_bundle_is_read(in_openvino
     rewritten(tmp_path / "bundle", clip_shape=[3, 8, 1, 1])  # smaller than what its layers leave out
     with pytest.raises(BundleError, match=r"openvino cannot run route0\.xml"):
         Bundle(tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("change", ["truncated", "flipped"])
+def test_damaged_files_are_refused_in_openvino(in_openvino, tmp_path, change):
+    shutil.copytree(in_openvino, tmp_path / "bundle")
+    paths = sorted([*(tmp_path / "bundle").glob("*.xml"), *(tmp_path / "bundle").glob("*.bin")])
+    assert len(paths) >= 4
+    for path in paths:
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] if change == "truncated" else data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.raises(BundleError, match=path.name):
+            Bundle(tmp_path / "bundle", threads=1)
+        path.write_bytes(data)
 
 
 def test_many_threads_get_the_answers_of_one(folder, clips):
@@ -241,6 +255,26 @@ def test_a_target_in_ms_takes_the_point_that_the_deployed_one_takes(folder, depl
     for wrong in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(BundleError, match="target_ms"):
             bundle.point(target_ms=wrong)
+
+
+def test_videos_are_decoded_while_others_are_answered(folder, videos, monkeypatch):
+    """No clip is answered here before the next one is being read."""
+    bundle, answered, began = Bundle(folder, threads=1), [], [threading.Event() for _ in videos]
+    answer, read_counted = bundle.answer, bundle.read_counted
+
+    def reads(path):
+        began[videos.index(path)].set()
+        return read_counted(path)
+
+    def waits(clips, **limits):
+        following = began[len(answered) + 1 :][:1]
+        answered.append(all(event.wait(60) for event in following))
+        return answer(clips, **limits)
+
+    monkeypatch.setattr(bundle, "read_counted", reads)
+    monkeypatch.setattr(bundle, "answer", waits)
+    assert len(list(runtime.predict(bundle, videos, readers=1))) == len(videos)
+    assert answered == [True] * len(videos)
 
 
 def test_without_pyav_that_is_said_once(folder, videos):

@@ -175,6 +175,7 @@ def _write(deployed: DeployedRoutes, folder: Path, clip: "ClipConfig", classes: 
         "routes": routes,
         "router": router,
         "curve": [asdict(point) for point in deployed.curve],
+        "quality": "top-1" if deployed.labelled else "agreement with the full network",
         "default_budget": deployed.default_budget,
         "sizes": list(deployed.sizes),
         "files": {path.name: sha256(path) for path in sorted(folder.iterdir())},

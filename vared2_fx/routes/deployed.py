@@ -17,7 +17,7 @@ from vared2_fx.errors import DeployError
 from vared2_fx.packing import Pack, packer
 from vared2_fx.passes.deploy.pipeline import Precision
 from vared2_fx.routes.curve import Point, at
-from vared2_fx.routes.routed import Routed, RoutedAnswer, answer_of, check_budget, clips_at
+from vared2_fx.routes.routed import Routed, RoutedAnswer, answer_of, check_budget, clips_at, quality_name
 from vared2_fx.runtime import Floats, Places, best_point, chunks, expected_ms
 from vared2_fx.tables import percent, text_table
 from vared2_fx.turns import in_turns
@@ -77,6 +77,7 @@ def deploy_routed(
         router=router,
         routes=routes,
         curve=routed.curve,
+        labelled=routed.labelled,
         shares=routed.routes.shares,
         router_share=routed.router_share,
         default_budget=routed.default_budget,
@@ -98,6 +99,8 @@ class DeployedRoutes:
     """Cheapest first."""
     curve: tuple[Point, ...]
     """Operating points, cheapest first."""
+    labelled: bool
+    """Whether `Point.quality` is top-1; else it is agreement with the full network."""
     shares: tuple[float, ...]
     """Multiply-adds of each route, of the original's."""
     router_share: float
@@ -207,7 +210,7 @@ class DeployedRoutes:
         points = [(percent(p.share), percent(p.quality), f"{self.expected_ms(p):.2f} ms") for p in self.curve]
         sizes = f", buckets of {', '.join(map(str, self.sizes))}" if self.sizes else ""
         head = f"{self.routes[0].engine_name}, {self.routes[0].precision}{sizes}"
-        return "\n".join([head, table, text_table((">budget", ">quality", ">mean time"), points)])
+        return "\n".join([head, table, text_table((">budget", quality_name(self.labelled), ">mean time"), points)])
 
 
 def _sizes(engine: EngineName, sizes: Sequence[int] | None) -> tuple[int, ...]:

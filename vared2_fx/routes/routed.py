@@ -162,7 +162,6 @@ class Routed:
         return RoutedEvaluation(accuracy=float(hits.mean()), share=float(torch.cat(shares).mean()), clips=len(hits))
 
     def __str__(self) -> str:
-        what = ">top-1" if self.labelled else ">agrees with the full network"
         rows = [
             (percent(p.share), percent(p.quality), " ".join(f"{100 * part:.0f}" for part in p.mix)) for p in self.curve
         ]
@@ -173,10 +172,15 @@ class Routed:
             [
                 f"{len(self.networks)} routes, chosen by {self.kind}; the router takes {si(self.router.macs)}MACs, "
                 f"{percent(self.router_share)} of the original",
-                text_table((">MACs", what, ">runs of each route, %"), rows),
+                text_table((">MACs", quality_name(self.labelled), ">runs of each route, %"), rows),
                 f"at the gates' {percent(self.default_budget)} of the MACs: {others}",
             ]
         )
+
+
+def quality_name(labelled: bool) -> str:
+    """What the column of `Point.quality` is called in a table."""
+    return ">top-1" if labelled else ">agrees with the full network"
 
 
 def _numbers(scores: Tensor) -> Floats:

@@ -41,7 +41,7 @@ SOME_UNREADABLE, USER_ERROR = 4, 2
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _KEYS = {
     *("format_version", "engine", "network", "versions", "classes", "clip_shape", "clip", "routes", "router"),
-    *("curve", "default_budget", "sizes", "files", "sha256"),
+    *("curve", "quality", "default_budget", "sizes", "files", "sha256"),
 }
 _EARLY_S = 1e-3  # containers round times to as much as a millisecond: 2/30 s is stored as 0.067 in Matroska
 _REORDER = 4  # frames whose time stamps are sorted again; MPEG-4 allows fewer frames of reordering than this
