@@ -12,6 +12,7 @@ import vared2_fx as vr
 from vared2_fx.errors import CheckpointError, ConvertError, DataError, TrainError
 from vared2_fx.layers import DynamicRegion
 from vared2_fx.train.history import EpochLog, best_of, rank
+from vared2_fx.train.objective import Objective
 from vared2_fx.train.optimizer import make_optimizer, parameter_groups
 
 
@@ -28,6 +29,33 @@ def test_without_pressure_nothing_is_saved():  # the control
     dynamic = vr.convert(small_net(), config=vr.ConvertConfig(gate="soft_modulation"))
     result = vr.finetune(dynamic, *loaders(), config(epochs=1, efficiency_weight=0.0, gate_lr=0.0))
     assert result.evaluation.share > 1.0
+
+
+def test_the_temperature_falls_and_the_efficiency_loss_comes_in(monkeypatch):
+    """Four epochs of four steps; λ rises over half of them."""
+    temperatures, weights, weight_of = [], [], Objective._efficiency_weight
+
+    def noted(objective, step):
+        temperatures.append({float(gate.temperature) for gate in objective._gates})
+        weights.append(weight_of(objective, step))
+        return weights[-1]
+
+    monkeypatch.setattr(Objective, "_efficiency_weight", noted)
+    changes = {"temperature": (2.0, 0.5), "efficiency_warmup": 0.5, "efficiency_weight": 3.0}
+    vr.finetune(vr.convert(small_net()), *loaders(), config(**changes))
+    assert weights == pytest.approx([3.0 * min(1.0, step / 8) for step in range(16)])
+    assert [len(some) for some in temperatures] == [1] * 16  # all gates alike
+    assert [some.pop() for some in temperatures] == pytest.approx([2.0 * 0.25 ** (step / 15) for step in range(16)])
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_norms_follow_the_clips_unless_they_are_frozen(frozen):
+    dynamic = vr.convert(small_net())
+    before = {name: value.clone() for name, value in dynamic.named_buffers() if "running_mean" in name}
+    before = {name: value for name, value in before.items() if "gate" not in name}
+    assert len(before) == 2
+    vr.finetune(dynamic, *loaders(), config(epochs=1, freeze_norms=frozen, efficiency_weight=0.0))
+    assert all(torch.equal(value, dynamic.get_buffer(name)) == frozen for name, value in before.items())
 
 
 def test_same_seed_same_weights():
