@@ -213,7 +213,7 @@ def test_pictures_stand_still_where_motion_is_unwanted(visit, made):
     page = visit(made.to_html())
     assert page.evaluate(moving) == "play"
     page.get_by_role("button", name="Pause the clips").click()
-    assert page.evaluate("getComputedStyle(document.querySelector('.film')).animationPlayState") == "paused"
+    page.wait_for_function("getComputedStyle(document.querySelector('.film')).animationPlayState == 'paused'")
     page = visit(made.to_html(), reduced_motion="reduce")
     assert page.evaluate(moving) == "none"
     assert not page.locator("#pause").is_visible()

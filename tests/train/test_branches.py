@@ -62,7 +62,7 @@ def test_gates_that_not_every_clip_asked_once_stay_as_they_were(times, clips, ca
     dynamic = branching(times)
     gates = {path: region.gate for path, region in regions(dynamic).items()}
     before = state_of(gates)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "vared2_fx"):
         fit = vr.fit_gates(dynamic, labelled(clips), loss_weight=1e-3)
     assert f"not asked once for every clip: {SELDOM}" in caplog.text
     for path, gate in gates.items():
