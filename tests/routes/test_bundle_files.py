@@ -90,6 +90,12 @@ def test_a_manifest_that_holds_something_else_is_refused(copy, key):
         (copy / runtime.MANIFEST).write_text(whole)
 
 
+def test_buckets_need_a_size_of_one_whatever_the_clips_are(copy):
+    rewritten(copy, sizes=[2, 4], clip_shape=[1, 8, 16, 16])
+    with pytest.raises(BundleError, match="no route, no operating point, or no size"):
+        Bundle(copy)
+
+
 def test_operating_points_of_other_routes_are_refused(copy):
     curve = json.loads((copy / runtime.MANIFEST).read_text())["curve"]
     for change in ({"first": 99}, {"first": "a"}, {"mix": [1.0]}, {"price": "cheap"}):

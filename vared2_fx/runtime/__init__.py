@@ -419,7 +419,8 @@ def _check_contents(document: dict[str, Any]) -> None:
     sizes = [*document["clip_shape"], *document["sizes"], clip["short_side"], clip["crop"]]
     if not np.isfinite(known).all() or not all(type(size) is int and size > 0 for size in sizes):
         raise ValueError("a number that cannot be")
-    if not count or not document["curve"] or len(document["clip_shape"]) != 4 or (document["sizes"] and 1 not in sizes):
+    buckets = document["sizes"]
+    if not count or not document["curve"] or len(document["clip_shape"]) != 4 or (buckets and 1 not in buckets):
         raise ValueError("no route, no operating point, or no size")
     for point in document["curve"]:
         first = point["first"]
